@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT */
+/* Everything of libpercpu that needs no other library. Each header can also be included alone. */
+#ifndef PERCPU_H
+#define PERCPU_H
+
+#include <percpu/base.h>
+#include <percpu/rseq.h>
+#include <percpu/area.h>
+#include <percpu/gate.h>
+#include <percpu/ops.h>
+#include <percpu/opv.h>
+#include <percpu/counter.h>
+#include <percpu/histogram.h>
+#include <percpu/stack.h>
+
+#endif

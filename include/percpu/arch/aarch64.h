@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Port: 64-bit ARM, both byte orders. Strings and constants for the sections in <percpu/section.h>; see there for what
+ * each must do.
+ *
+ * Scratch: x14 = address of this copy of the object (T0), x9 to x13 and x15 for values. x16 and x17 are clobbered too:
+ * the linker may route a jump through a veneer that uses them.
+ */
+#ifndef PERCPU_ARCH_AARCH64_H
+#define PERCPU_ARCH_AARCH64_H
+
+#define PERCPU__ARCH_NAME "aarch64"
+
+#if defined __AARCH64EB__
+#define PERCPU__SIGNATURE 0x00bc28d4 /* instructions are little-endian, data are not */
+#else
+#define PERCPU__SIGNATURE 0xd428bc00
+#endif
+#define PERCPU__SIGNATURE_ASM ".inst 0xd428bc00\n\t" /* brk #0x45e0 */
+
+#define PERCPU__SCRATCH      "x14", "x15", "x16", "x17", "cc"
+#define PERCPU__SCRATCH_COPY "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "cc"
+#define PERCPU__COPY_OPERAND "r"
+
+#define PERCPU__A_POINTER(x) ".quad " x "\n\t"
+/* Conditional branches reach 1 MiB: the cold part stays in this section, behind this object's code. */
+#define PERCPU__A_COLD       ".subsection 1\n\t"
+#define PERCPU__A_COLD_END   ".previous\n\t"
+#define PERCPU__A_JUMP(l)    "b " l "\n\t"
+
+#define PERCPU__A_ARM(desc) "adrp x15, " desc "\n\tadd x15, x15, :lo12:" desc "\n\tstr x15, [%[area], #8]\n\t"
+/*
+ * An open gate must also show what its last holder wrote. The gate word is 0 when open, and 0 is added to the address:
+ * an address dependency orders every later access to this copy after the load of the gate, without a barrier. It pairs
+ * with the release that opens the gate (percpu__gate_unlock).
+ */
+#define PERCPU__A_LOCATE(shift, closed)                                                                                \
+	"ldr w14, [%[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                           \
+	"ldr w15, [x14, %[gate]]\n\tcbnz w15, " closed "\n\tadd x14, x14, x15\n\t"
+
+#define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "]]\n\tadd x14, x14, x15\n\t"
+#define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
+#define PERCPU__A_NE_AT(dist, val, l) "ldr x15, [x14, %[" dist "]]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
+#define PERCPU__A_LOAD                "ldr x15, [x14]\n\t"
+#define PERCPU__A_SAVE(addr)          "str x15, [%[" addr "]]\n\t"
+#define PERCPU__A_LOAD_OUT(out)       "ldr %[" out "], [x14]\n\t"
+#define PERCPU__A_IS(out, val, l)     "cmp %[" out "], %[" val "]\n\tb.eq " l "\n\t"
+#define PERCPU__A_FOLLOW(out, off)    "ldr x15, [%[" out "], %[" off "]]\n\t"
+#define PERCPU__A_SET(out, imm)       "mov %[" out "], #" imm "\n\t"
+
+/* Whole words and pairs only: 16 bytes a turn, then the rest by its binary digits. Only private bytes are written. */
+#define PERCPU__A_COPY(dst, src, len)                                                                                  \
+	"add x9, x14, %[" dst "]\n\tmov x10, %[" src "]\n\tsubs x11, %[" len "], #16\n\tb.lo 6f\n"                     \
+	"5:\n\tldp x12, x13, [x10], #16\n\tstp x12, x13, [x9], #16\n\tsubs x11, x11, #16\n\tb.hs 5b\n"                 \
+	"6:\n\ttbz w11, #3, 7f\n\tldr x12, [x10], #8\n\tstr x12, [x9], #8\n"                                           \
+	"7:\n\ttbz w11, #2, 8f\n\tldr w12, [x10], #4\n\tstr w12, [x9], #4\n"                                           \
+	"8:\n\ttbz w11, #1, 9f\n\tldrh w12, [x10], #2\n\tstrh w12, [x9], #2\n"                                         \
+	"9:\n\ttbz w11, #0, 10f\n\tldrb w12, [x10]\n\tstrb w12, [x9]\n"                                                \
+	"10:\n\t"
+
+/* Commits: one instruction that stores, and nothing after it. */
+#define PERCPU__A_ADD(val)           "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstr x15, [x14]\n"
+#define PERCPU__A_ADD_RELEASE(val)   "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstlr x15, [x14]\n"
+#define PERCPU__A_STORE(val)         "str %[" val "], [x14]\n"
+#define PERCPU__A_STORE_RELEASE(val) "stlr %[" val "], [x14]\n"
+#define PERCPU__A_STORE_T            "str x15, [x14]\n"
+#define PERCPU__A_STORE_T_RELEASE    "stlr x15, [x14]\n"
+
+#endif

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Port: x86-64. Strings and constants for the sections in <percpu/section.h>; see there for what each must do.
+ *
+ * Scratch: rax = address of this copy of the object (T0), rcx, rdx, r8, r9 and xmm0 for values.
+ * The address is kept in one register and used without an index register: Intel cores from Golden Cove on forward a
+ * store to the next load of the same word without delay only for such operands (0.5 ns per add against 1.9 ns).
+ */
+#ifndef PERCPU_ARCH_X86_64_H
+#define PERCPU_ARCH_X86_64_H
+
+#define PERCPU__ARCH_NAME "x86_64"
+
+/* Decodes as ud1 with the signature as its displacement, so that a disassembly stays readable. */
+#define PERCPU__SIGNATURE     0x53053053
+#define PERCPU__SIGNATURE_ASM ".byte 0x0f, 0xb9, 0x3d\n\t.long 0x53053053\n\t"
+
+#define PERCPU__SCRATCH      "rax", "rcx", "cc"
+#define PERCPU__SCRATCH_COPY "rax", "rcx", "rdx", "r8", "r9", "xmm0", "cc"
+#define PERCPU__COPY_OPERAND "rm" /* registers are scarce in unoptimised code */
+
+#define PERCPU__A_POINTER(x) ".quad " x "\n\t"
+#define PERCPU__A_COLD       ".pushsection .text.unlikely, \"ax\", @progbits\n\t"
+#define PERCPU__A_COLD_END   ".popsection\n\t"
+#define PERCPU__A_JUMP(l)    "jmp " l "\n\t"
+
+#define PERCPU__A_ARM(desc) "leaq " desc "(%%rip), %%rax\n\tmovq %%rax, 8(%[area])\n\t"
+/* T0 = object + (index << stride); leave if the gate word of this copy is not 0. Total store order does the rest. */
+#define PERCPU__A_LOCATE(shift, closed)                                                                                \
+	"movl (%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                                \
+	"cmpl $0, (%%rax,%[gate])\n\tjne " closed "\n\t"
+
+#define PERCPU__A_ADVANCE(off)       "addq (%[" off "]), %%rax\n\t"
+#define PERCPU__A_NE(val, l)         "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
+#define PERCPU__A_NE_AT(dist, val, l) "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
+#define PERCPU__A_LOAD               "movq (%%rax), %%rcx\n\t"
+#define PERCPU__A_SAVE(addr)         "movq %%rcx, (%[" addr "])\n\t"
+#define PERCPU__A_LOAD_OUT(out)      "movq (%%rax), %[" out "]\n\t"
+#define PERCPU__A_IS(out, val, l)    "cmpq %[" val "], %[" out "]\n\tje " l "\n\t"
+#define PERCPU__A_FOLLOW(out, off)   "movq (%[" out "],%[" off "]), %%rcx\n\t"
+#define PERCPU__A_SET(out, imm)      "movq $" imm ", %[" out "]\n\t"
+
+/* Whole words and vectors only: 16 bytes a turn, then the rest by its binary digits. Only private bytes are written. */
+#define PERCPU__A_COPY(dst, src, len)                                                                                  \
+	"movq %[" dst "], %%rcx\n\taddq %%rax, %%rcx\n\tmovq %[" src "], %%rdx\n\tmovq %[" len "], %%r8\n\t"           \
+	"subq $16, %%r8\n\tjb 6f\n"                                                                                    \
+	"5:\n\tmovups (%%rdx), %%xmm0\n\taddq $16, %%rdx\n\tmovups %%xmm0, (%%rcx)\n\taddq $16, %%rcx\n\t"             \
+	"subq $16, %%r8\n\tjae 5b\n"                                                                                   \
+	"6:\n\ttestb $8, %%r8b\n\tjz 7f\n\tmovq (%%rdx), %%r9\n\taddq $8, %%rdx\n\tmovq %%r9, (%%rcx)\n\t"             \
+	"addq $8, %%rcx\n"                                                                                             \
+	"7:\n\ttestb $4, %%r8b\n\tjz 8f\n\tmovl (%%rdx), %%r9d\n\taddq $4, %%rdx\n\tmovl %%r9d, (%%rcx)\n\t"           \
+	"addq $4, %%rcx\n"                                                                                             \
+	"8:\n\ttestb $2, %%r8b\n\tjz 9f\n\tmovzwl (%%rdx), %%r9d\n\taddq $2, %%rdx\n\tmovw %%r9w, (%%rcx)\n\t"         \
+	"addq $2, %%rcx\n"                                                                                             \
+	"9:\n\ttestb $1, %%r8b\n\tjz 10f\n\tmovzbl (%%rdx), %%r9d\n\tmovb %%r9b, (%%rcx)\n"                            \
+	"10:\n\t"
+
+/* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
+#define PERCPU__A_ADD(val)           "addq %[" val "], (%%rax)\n"
+#define PERCPU__A_ADD_RELEASE(val)   PERCPU__A_ADD(val)
+#define PERCPU__A_STORE(val)         "movq %[" val "], (%%rax)\n"
+#define PERCPU__A_STORE_RELEASE(val) PERCPU__A_STORE(val)
+#define PERCPU__A_STORE_T            "movq %%rcx, (%%rax)\n"
+#define PERCPU__A_STORE_T_RELEASE    PERCPU__A_STORE_T
+
+#endif
