@@ -2,10 +2,9 @@
 /*
  * Counters: 64 bits, one word for each index, added to without a lock, an atomic instruction or a shared cache line.
  *
- * Each copy holds two words, "sets". Additions go to the set that `offset` names, read inside the section. A drain turns
- * `offset` over and fences: then nobody adds to the old set any more, and what is in it is taken exactly once. Where a
- * section cannot run the addition is an atomic instruction on the remainder's copy, which no section touches (in mode
- * none: on any copy): additions never block, whatever the mode.
+ * Where a section cannot run the addition is an atomic instruction on the remainder's copy, which no section touches (in
+ * mode none: on any copy): additions never block, whatever the mode. Words are never set back: a drain is the sum now
+ * less the sum at the last drain, so each addition is in exactly one drain without stopping or even disturbing anybody.
  */
 #ifndef PERCPU_COUNTER_H
 #define PERCPU_COUNTER_H
@@ -16,15 +15,13 @@ PERCPU_BEGIN_DECLS
 
 /** A counter, in the caller's storage or the library's. Fields belong to the library. */
 struct percpu_counter {
-	uint64_t *words;  /* per-CPU: two words a copy; constant after init */
-	ptrdiff_t offset; /* of the set in use, in bytes; written by drain, read by every add */
-	uint32_t draining; /* a lock: one drain at a time */
-	uint32_t shared;  /* words lie in an area shared between processes */
+	uint64_t *words;  /* per-CPU: one word a copy; constant after init, read by every add */
+	uint64_t drained; /* sum of all drains; written by drain */
+	uint32_t by_cpu;  /* words lie in an area shared between processes */
+	uint32_t users;   /* of an entry of the registry; guarded by its lock, as the rest */
 	const char *name; /* NULL unless in the registry */
-	struct percpu_counter *next; /* in the registry; guarded by its lock */
+	struct percpu_counter *next;
 };
-
-PERCPU_API void percpu__slow_count(uint64_t *words, const ptrdiff_t *offset, uint64_t n, enum percpu__by by) PERCPU__COLD;
 
 /**
  * percpu_counter_init - make a counter in the caller's storage; it counts from 0.
@@ -75,11 +72,7 @@ PERCPU_API const char *percpu_counter_name(const struct percpu_counter *counter)
  */
 PERCPU__INLINE void percpu_counter_add(struct percpu_counter *counter, uint64_t n)
 {
-	uint64_t *words = counter->words;
-
-	if (PERCPU__UNLIKELY(PERCPU__TRY(
-		    percpu__try_add_offset(words, &counter->offset, n, PERCPU__BY_ID, PERCPU__RELAXED))))
-		percpu__slow_count(words, &counter->offset, n, PERCPU__BY_ID);
+	percpu__count(counter->words, n, PERCPU__BY_ID);
 }
 
 /** percpu_counter_inc - percpu_counter_add() of one. */
@@ -91,20 +84,20 @@ PERCPU__INLINE void percpu_counter_inc(struct percpu_counter *counter)
 /**
  * percpu_counter_read - the sum now, without stopping anybody.
  *
- * Additions that run meanwhile may be in it or not; each addition that happened before the call is. While another thread
- * drains, what it is taking may be missing. Reads one word of each copy. Wait-free, async-signal-safe.
+ * Additions that run meanwhile may be in it or not; each addition that happened before the call is. Counts from the last
+ * drain. Reads one word of each copy. Wait-free, async-signal-safe.
  */
 PERCPU_API uint64_t percpu_counter_read(const struct percpu_counter *counter);
 
-/** percpu_counter_read_index - one copy's part of the sum; 0 for an index out of range. As percpu_counter_read(). */
+/** percpu_counter_read_index - one copy's part, counted from init; 0 for an index out of range. Wait-free. */
 PERCPU_API uint64_t percpu_counter_read_index(const struct percpu_counter *counter, unsigned index);
 
 /**
  * percpu_counter_drain - take the sum and set the counter to 0, exactly.
  *
  * @out: set to the sum. Every addition is in exactly one drain's result, however many threads keep adding.
- * Returns 0; -EINVAL (also for a shared counter: a fence does not reach other processes); -errno of membarrier(2) if the
- * kernel has begun to refuse it (nothing is taken then). One fence. May block on other drains. Async-signal-safe.
+ * Returns 0, or -EINVAL for NULL. Lock-free (another drain at the same time makes it read again). Async-signal-safe.
+ * For a shared counter each process drains for itself.
  */
 PERCPU_API int percpu_counter_drain(struct percpu_counter *counter, uint64_t *out);
 
@@ -112,17 +105,15 @@ PERCPU_API int percpu_counter_drain(struct percpu_counter *counter, uint64_t *ou
  * percpu_counter_init_shared - make a counter on words in a shared area, indexed by CPU number.
  *
  * @word: a per-CPU pointer into an area from percpu_area_map(); 8 bytes of each copy, not zeroed
- * Processes that map the same file and name the same offset count together. Returns 0 or -EINVAL.
+ * Processes that map the same file and name the same place in it count together. Starts from what is there already
+ * (read and drain give the whole sum). Returns 0 or -EINVAL.
  */
 PERCPU_API int percpu_counter_init_shared(struct percpu_counter *counter, uint64_t *word);
 
 /** percpu_counter_add_shared - percpu_counter_add() for such a counter. A kill at any instruction loses nothing. */
 PERCPU__INLINE void percpu_counter_add_shared(struct percpu_counter *counter, uint64_t n)
 {
-	uint64_t *words = counter->words;
-
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add(words, n, PERCPU__BY_CPU, PERCPU__RELAXED))))
-		percpu__slow_count(words, &counter->offset, n, PERCPU__BY_CPU);
+	percpu__count(counter->words, n, PERCPU__BY_CPU);
 }
 
 PERCPU_END_DECLS

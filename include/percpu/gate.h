@@ -33,12 +33,12 @@ PERCPU_API int percpu_fence(void);
  */
 PERCPU_API int percpu_fence_cpu(unsigned cpu);
 
-/** A held gate; filled by percpu_gate_lock(), in the caller's storage. */
+/** A held gate; filled by percpu_gate_lock(), in the caller's storage. Fields belong to the library. */
 struct percpu_gate {
-	void *gate[2];
-	struct percpu_gate *outer;
-	unsigned long saved_mask[16]; /* the signals blocked before */
-	int state;
+	void *base;
+	uint64_t saved_signals;
+	uint32_t index;
+	uint32_t kinds;
 };
 
 /**
@@ -49,8 +49,9 @@ struct percpu_gate {
  * @gate: caller's storage, must stay where it is until percpu_gate_unlock()
  * Between lock and unlock the caller may read and write that copy with plain loads and stores. All signals are blocked
  * (not in mode none). Nothing that allocates, logs, waits or calls back may run there, nor any operation on an object of
- * the same area. Returns 0; -EINVAL for an argument out of range; -EDEADLK in mode none if a signal handler interrupted
- * an operation that holds a gate and this one is taken; -errno of membarrier(2) if the kernel has begun to refuse it.
+ * the same area. Returns 0; -EINVAL for an argument out of range; -EDEADLK if the calling thread holds a gate already and
+ * this one is taken (in mode none also in a signal handler that interrupted an operation while it held one); -errno of
+ * membarrier(2) if the kernel has begun to refuse it.
  * May block, on other holders only. Async-signal-safe. Held gates never cross a fork: fork waits for them.
  */
 PERCPU_API int percpu_gate_lock(void *object, unsigned index, struct percpu_gate *gate);

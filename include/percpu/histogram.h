@@ -19,12 +19,12 @@ PERCPU_BEGIN_DECLS
 
 /** A histogram, in the caller's storage. Fields belong to the library. */
 struct percpu_histogram {
-	uint64_t *buckets; /* per-CPU: two sets a copy; constant after init */
-	ptrdiff_t offset;  /* of the set in use, in bytes; written by drain, read by every record */
+	uint64_t *buckets; /* per-CPU; constant after init */
+	uint64_t *drained; /* ordinary memory: sum of all drains, a word for each bucket; guarded by lock */
 	uint32_t precision;
-	uint32_t draining;
-	uint32_t shared;
-	uint32_t count; /* buckets in a set */
+	uint32_t count; /* buckets */
+	uint32_t lock;  /* one drain or read at a time */
+	uint32_t by_cpu;
 };
 
 /** percpu_histogram_buckets - how many buckets a histogram of that precision has. */
@@ -34,8 +34,8 @@ struct percpu_histogram {
  * percpu_histogram_init - make an empty histogram in the caller's storage.
  *
  * @precision: 2 to 8. Percentiles are then within 12.5 % (2), 6.25 %, 3.1 %, 1.6 %, 0.8 %, 0.4 %, 0.2 % (8) of the true
- *             value; each copy takes 2 * 8 * PERCPU_HISTOGRAM_BUCKETS(precision) bytes (4 KiB for 2, 228 KiB for 8), of
- *             which the pages that are counted in become real.
+ *             value; each copy takes 8 * PERCPU_HISTOGRAM_BUCKETS(precision) bytes (2 KiB for 2, 114 KiB for 8), of which
+ *             the pages that are counted in become real.
  * Returns 0, -EINVAL, -ENOMEM. May block. Async-signal-safe.
  */
 PERCPU_API int percpu_histogram_init(struct percpu_histogram *histogram, unsigned precision);
@@ -57,11 +57,7 @@ PERCPU__INLINE size_t percpu__bucket_of(uint64_t value, unsigned precision)
  */
 PERCPU__INLINE void percpu_histogram_record(struct percpu_histogram *histogram, uint64_t value)
 {
-	uint64_t *bucket = histogram->buckets + percpu__bucket_of(value, histogram->precision);
-
-	if (PERCPU__UNLIKELY(PERCPU__TRY(
-		    percpu__try_add_offset(bucket, &histogram->offset, 1, PERCPU__BY_ID, PERCPU__RELAXED))))
-		percpu__slow_count(bucket, &histogram->offset, 1, PERCPU__BY_ID);
+	percpu__count(histogram->buckets + percpu__bucket_of(value, histogram->precision), 1, PERCPU__BY_ID);
 }
 
 /**
@@ -75,10 +71,7 @@ PERCPU_API int percpu_histogram_init_shared(struct percpu_histogram *histogram, 
 /** percpu_histogram_record_shared - percpu_histogram_record() for such a histogram. */
 PERCPU__INLINE void percpu_histogram_record_shared(struct percpu_histogram *histogram, uint64_t value)
 {
-	uint64_t *bucket = histogram->buckets + percpu__bucket_of(value, histogram->precision);
-
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add(bucket, 1, PERCPU__BY_CPU, PERCPU__RELAXED))))
-		percpu__slow_count(bucket, &histogram->offset, 1, PERCPU__BY_CPU);
+	percpu__count(histogram->buckets + percpu__bucket_of(value, histogram->precision), 1, PERCPU__BY_CPU);
 }
 
 /** The sum of histograms at some moment: ordinary memory, for one thread at a time. Fields may be read. */
@@ -97,10 +90,10 @@ PERCPU_API void percpu_snapshot_destroy(struct percpu_snapshot *snapshot);
 PERCPU_API int percpu_snapshot_merge(struct percpu_snapshot *to, const struct percpu_snapshot *from);
 
 /**
- * percpu_histogram_read - add what all copies (or one) hold to a snapshot, without stopping anybody.
+ * percpu_histogram_read - add what was counted to a snapshot, without stopping anybody.
  *
- * @index: one copy, or -1 for all
- * Returns 0, or -EINVAL (NULL, index out of range, another precision). Wait-free.
+ * @index: -1 for all copies, counted from the last drain; or one copy, counted from init
+ * Returns 0, or -EINVAL (NULL, index out of range, another precision). May block on a drain. Async-signal-safe.
  */
 PERCPU_API int percpu_histogram_read(const struct percpu_histogram *histogram, int index,
 				     struct percpu_snapshot *snapshot);
@@ -108,7 +101,8 @@ PERCPU_API int percpu_histogram_read(const struct percpu_histogram *histogram, i
 /**
  * percpu_histogram_drain - move all that was counted to a snapshot (added to it), exactly.
  *
- * Returns 0, -EINVAL, -errno; as percpu_counter_drain().
+ * Every value is in exactly one drain's result, however many threads keep recording. Returns 0, or -EINVAL. May block on
+ * another drain or read. Async-signal-safe. Works on shared histograms too; each process drains for itself.
  */
 PERCPU_API int percpu_histogram_drain(struct percpu_histogram *histogram, struct percpu_snapshot *snapshot);
 

@@ -83,6 +83,7 @@ enum percpu__section {
 PERCPU_API int percpu__slow(struct percpu__request *request) PERCPU__COLD;
 
 #ifdef PERCPU_NO_SECTIONS
+#define PERCPU__GATE_DISTANCE(object, by) ((uintptr_t)0)
 #define PERCPU__TRY(call) PERCPU__LEFT
 #define PERCPU__TRY_WORD(call) PERCPU__LEFT_WORD
 #else
@@ -91,7 +92,8 @@ PERCPU_API int percpu__slow(struct percpu__request *request) PERCPU__COLD;
 #endif
 
 /* The cold halves: out of line, so that the hot half carries one call. */
-PERCPU_API void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by, enum percpu__order order) PERCPU__COLD;
+PERCPU_API void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by) PERCPU__COLD;
+PERCPU_API void percpu__slow_add_release(uint64_t *p, uint64_t n, enum percpu__by by) PERCPU__COLD;
 PERCPU_API void percpu__slow_add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
 					enum percpu__order order) PERCPU__COLD;
 PERCPU_API int percpu__slow_store_if_eq(uint64_t *p, uint64_t expected, uint64_t desired, enum percpu__by by,
@@ -105,10 +107,38 @@ PERCPU_API uintptr_t percpu__slow_follow(uintptr_t *p, uintptr_t nil, ptrdiff_t 
 PERCPU_API void percpu__slow_push(uintptr_t *p, uintptr_t word, uintptr_t *link, enum percpu__by by,
 				  enum percpu__order order) PERCPU__COLD;
 
+#ifdef PERCPU_NO_SECTIONS
+#define PERCPU__COLD_ADD(function, a, b, c) ((void)function((uint64_t *)(a), (b), (c)))
+#else
+/* The test of the result is what makes its user contain an ordinary call; see PERCPU__COLD_CALL. */
+#define PERCPU__COLD_ADD(function, a, b, c)                                                                            \
+	do {                                                                                                           \
+		uintptr_t percpu__a = (uintptr_t)(a), percpu__b = (uintptr_t)(b), percpu__c = (uintptr_t)(c);          \
+		uintptr_t percpu__result;                                                                              \
+		PERCPU__COLD_CALL(#function "_cold", percpu__a, percpu__b, percpu__c, percpu__result);                 \
+		if (PERCPU__UNLIKELY(percpu__result))                                                                  \
+			percpu__unreachable();                                                                         \
+	} while (0)
+#endif
+PERCPU_API void percpu__unreachable(void) __attribute__((noreturn)) PERCPU__COLD;
+
+/* Adds to the remainder (in mode none to any copy) by an atomic instruction: for words that are only ever summed. */
+PERCPU_API void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by) PERCPU__COLD;
+
+PERCPU__INLINE void percpu__count(uint64_t *p, uint64_t n, enum percpu__by by)
+{
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add(p, n, by, PERCPU__RELAXED))))
+		PERCPU__COLD_ADD(percpu__slow_count, p, n, by);
+}
+
 PERCPU__INLINE void percpu__add(uint64_t *p, uint64_t n, enum percpu__by by, enum percpu__order order)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add(p, n, by, order))))
-		percpu__slow_add(p, n, by, order);
+	if (PERCPU__LIKELY(!PERCPU__TRY(percpu__try_add(p, n, by, order))))
+		return;
+	if (order == PERCPU__RELEASE)
+		percpu__slow_add_release(p, n, by);
+	else
+		PERCPU__COLD_ADD(percpu__slow_add, p, n, by);
 }
 
 PERCPU__INLINE void percpu__add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
@@ -151,7 +181,7 @@ PERCPU__INLINE bool percpu__copy_store(uint64_t *p, uint64_t expected, void *dst
 PERCPU__INLINE bool percpu__follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset, uintptr_t *out, enum percpu__by by,
 				   enum percpu__order order)
 {
-	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow(p, nil, offset, by, order));
+	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow(p, PERCPU__GATE_DISTANCE(p, by), nil, offset, by, order));
 
 	if (PERCPU__UNLIKELY(word == PERCPU__LEFT_WORD))
 		word = percpu__slow_follow(p, nil, offset, by, order);
@@ -161,9 +191,11 @@ PERCPU__INLINE bool percpu__follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset
 	return true;
 }
 
-PERCPU__INLINE void *percpu__pop(void **p, size_t offset, enum percpu__by by, enum percpu__order order)
+/* An object that is used often may keep the distance to its gate ready. */
+PERCPU__INLINE void *percpu__pop(void **p, uintptr_t gate, size_t offset, enum percpu__by by, enum percpu__order order)
 {
-	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow((uintptr_t *)p, 0, (ptrdiff_t)offset, by, order));
+	(void)gate; /* where there are no sections */
+	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow((uintptr_t *)p, gate, 0, (ptrdiff_t)offset, by, order));
 
 	/* One test for "empty" and "left": the caller's own test for NULL then costs nothing. */
 	if (PERCPU__UNLIKELY(word <= PERCPU__LEFT_WORD))
@@ -171,10 +203,11 @@ PERCPU__INLINE void *percpu__pop(void **p, size_t offset, enum percpu__by by, en
 	return (void *)word;
 }
 
-PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t word, uintptr_t *link, enum percpu__by by,
+PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, uintptr_t *link, enum percpu__by by,
 				 enum percpu__order order)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_push(p, word, link, by, order))))
+	(void)gate;
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_push(p, gate, word, link, by, order))))
 		percpu__slow_push(p, word, link, by, order);
 }
 
@@ -204,12 +237,12 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t word, uintptr_t *link, 
 	}                                                                                                              \
 	PERCPU__INLINE void *prefix##_pop##suffix(void **p, size_t offset)                                             \
 	{                                                                                                              \
-		return percpu__pop(p, offset, by, order);                                                              \
+		return percpu__pop(p, PERCPU__GATE_DISTANCE(p, by), offset, by, order);                                                            \
 	}                                                                                                              \
 	PERCPU__INLINE void prefix##_push_chain##suffix(void **p, void *first, void *last, size_t offset)              \
 	{                                                                                                              \
-		percpu__push((uintptr_t *)p, (uintptr_t)first, (uintptr_t *)(void *)((char *)last + offset), by,       \
-			     order);                                                                                   \
+		percpu__push((uintptr_t *)p, PERCPU__GATE_DISTANCE(p, by), (uintptr_t)first,                           \
+			     (uintptr_t *)(void *)((char *)last + offset), by, order);                                 \
 	}                                                                                                              \
 	PERCPU__INLINE void prefix##_push##suffix(void **p, void *node, size_t offset)                                 \
 	{                                                                                                              \
@@ -218,7 +251,7 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t word, uintptr_t *link, 
 	PERCPU__INLINE uint64_t prefix##_xchg##suffix(uint64_t *p, uint64_t value)                                     \
 	{                                                                                                              \
 		uintptr_t old;                                                                                         \
-		percpu__push((uintptr_t *)p, (uintptr_t)value, &old, by, order);                                       \
+		percpu__push((uintptr_t *)p, PERCPU__GATE_DISTANCE(p, by), (uintptr_t)value, &old, by, order);                                    \
 		return old;                                                                                            \
 	}
 

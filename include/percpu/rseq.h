@@ -2,10 +2,10 @@
 /*
  * Where the running thread is, and what this machine and kernel give.
  *
- * Each thread owns a struct percpu__thread in static thread-local storage. Its pointers lead to the words that the
- * kernel keeps up to date (struct rseq of Linux's <linux/rseq.h>). A thread that the kernel does not serve (new,
- * not registered, or a task that borrows its parent's thread-local storage) points at a stand-in whose index is the
- * remainder: a copy of every area whose gate is shut, so its sections always leave for the slow path.
+ * Each thread has one pointer in static thread-local storage, to the words that the kernel keeps up to date for it
+ * (struct rseq of Linux's <linux/rseq.h>). A thread that the kernel does not serve (new, not registered, or a task that
+ * borrows its parent's thread-local storage) points at a stand-in whose index is the remainder: a copy of every area
+ * whose gate is shut, so that its sections always leave for the slow path.
  *
  * The library's mode is decided once and never changes afterwards:
  *   libc   the C library registered its threads with the kernel; we share that registration
@@ -36,19 +36,20 @@ struct percpu__rseq {
 	uint32_t slice_ctrl;
 };
 
-/* Written only by its own thread (in src/rseq); read by every section. */
-struct percpu__thread {
-	struct percpu__rseq *area;
-	const uint32_t *index; /* the concurrency id, or the CPU number where the kernel has none */
-	const uint32_t *node;
-};
+/*
+ * The area that the calling thread's sections use. One pointer, so that it always changes as a whole: either the area
+ * that the kernel serves for this very task, or a stand-in. Written only by its own thread (in src/rseq).
+ */
+extern PERCPU_API __thread struct percpu__rseq *percpu__self __attribute__((tls_model("initial-exec")));
 
-extern PERCPU_API __thread struct percpu__thread percpu__self __attribute__((tls_model("initial-exec")));
+/* Decided once, before the first area exists. */
+extern PERCPU_API uint32_t percpu__index_offset; /* in the area: of mm_cid, or of cpu_id where the kernel has no mm_cid */
+extern PERCPU_API uint32_t percpu__node_mask;    /* all ones where the kernel does not maintain node_id */
+extern PERCPU_API uint32_t percpu__copies;       /* possible CPUs + 1; the stand-in's index is the last one */
 
 PERCPU_API int percpu__cpu_slow(void) __attribute__((cold));
 PERCPU_API int percpu__node_slow(void) __attribute__((cold));
 PERCPU_API int percpu__cid_slow(void) __attribute__((cold));
-PERCPU_API extern unsigned percpu__copies;
 
 /**
  * percpu_cpu - the number of the CPU that runs the calling thread.
@@ -59,7 +60,7 @@ PERCPU_API extern unsigned percpu__copies;
  */
 PERCPU__INLINE int percpu_cpu(void)
 {
-	int cpu = (int)*(const volatile uint32_t *)&percpu__self.area->cpu_id_start;
+	int cpu = (int)*(const volatile uint32_t *)&percpu__self->cpu_id_start;
 
 	return PERCPU__LIKELY(cpu >= 0) ? cpu : percpu__cpu_slow();
 }
@@ -71,7 +72,7 @@ PERCPU__INLINE int percpu_cpu(void)
  */
 PERCPU__INLINE int percpu_node(void)
 {
-	int node = (int)*(const volatile uint32_t *)percpu__self.node;
+	int node = (int)(*(const volatile uint32_t *)&percpu__self->node_id | percpu__node_mask);
 
 	return PERCPU__LIKELY(node >= 0) ? node : percpu__node_slow();
 }
@@ -85,7 +86,7 @@ PERCPU__INLINE int percpu_node(void)
  */
 PERCPU__INLINE int percpu_cid(void)
 {
-	uint32_t cid = *(const volatile uint32_t *)percpu__self.index;
+	uint32_t cid = *(const volatile uint32_t *)(void *)((char *)percpu__self + percpu__index_offset);
 
 	return PERCPU__LIKELY(cid + 1 < percpu__copies) ? (int)cid : percpu__cid_slow();
 }

@@ -70,7 +70,8 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 }
 #endif
 
-#define PERCPU__INDEX(self, by) ((by) == PERCPU__BY_CPU ? (const uint32_t *)&(self)->area->cpu_id : (self)->index)
+/* Offset in the thread's area of the word that names the copy. */
+#define PERCPU__INDEX(by) ((by) == PERCPU__BY_CPU ? offsetof(struct percpu__rseq, cpu_id) : (size_t)percpu__index_offset)
 /* Distance from an object to the gate word that guards it. */
 #define PERCPU__GATE_DISTANCE(object, by)                                                                              \
 	((uintptr_t)((by) == PERCPU__BY_CPU ? PERCPU__GATE_BY_CPU : PERCPU__GATE_BY_ID) -                              \
@@ -80,36 +81,42 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 #define PERCPU__DESCRIPTOR                                                                                             \
 	".pushsection __rseq_cs, \"aw\", @progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                                \
 	PERCPU__A_POINTER("1f") PERCPU__A_POINTER("2f - 1f") PERCPU__A_POINTER("4f") ".popsection\n\t"
-#define PERCPU__ENTER(closed)                                                                                          \
-	PERCPU__DESCRIPTOR PERCPU__A_ARM("3b") "1:\n\t" PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, closed)
+#define PERCPU__ENTER                                                                                                  \
+	PERCPU__DESCRIPTOR PERCPU__A_ARM("3b", PERCPU__A_AREA)                                                         \
+	"1:\n\t" PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, PERCPU__A_AREA, "4f")
+/* The same, with the thread's area loaded here: then no register of the caller can hold the stand-in of a new thread. */
+#define PERCPU__ENTER_SELF                                                                                             \
+	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
+	"1:\n\t" PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
 #define PERCPU__LEAVE                                                                                                  \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_JUMP("%l[left]") PERCPU__A_COLD_END
 #define PERCPU__LEAVE_WORD                                                                                             \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_SET("out", "1") PERCPU__A_JUMP("2b")          \
 	PERCPU__A_COLD_END
 
-#define PERCPU__OPERANDS(self, object, by)                                                                             \
-	[area] "r"((self)->area), [index] "r"(PERCPU__INDEX(self, by)), [object] "r"(object),                          \
+#define PERCPU__OPERANDS_SELF(object, by)                                                                              \
+	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),                        \
 		[gate] "r"(PERCPU__GATE_DISTANCE(object, by))
+#define PERCPU__OPERANDS_GATE(object, by, distance)                                                                    \
+	[area] "r"(percpu__self), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object), [gate] "r"(distance)
+#define PERCPU__OPERANDS(object, by) PERCPU__OPERANDS_GATE(object, by, PERCPU__GATE_DISTANCE(object, by))
 
 /*
- * *object += n. Orders nothing, so the compiler may keep other values in registers across it: a counter in a loop then
- * costs 7 instructions. (The "memory" of the release variant is for the compiler; the port's commit is for the machine.)
+ * *object += n. Orders nothing, so the compiler may keep other values in registers across it. (The "memory" of the release
+ * variant is for the compiler; the port's commit is for the machine.)
  */
 PERCPU__INLINE int percpu__try_add(uint64_t *object, uint64_t n, enum percpu__by by, enum percpu__order order)
 {
-	struct percpu__thread *self = &percpu__self;
-
 	if (order == PERCPU__RELEASE)
-		__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE
+		__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE
 					  :
-					  : PERCPU__OPERANDS(self, object, by), [n] "r"(n)
+					  : PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n)
 					  : "memory", PERCPU__SCRATCH
 					  : left);
 	else
-		__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_ADD("n") PERCPU__LEAVE
+		__asm__ __volatile__ goto(PERCPU__ENTER_SELF PERCPU__A_ADD("n") PERCPU__LEAVE
 					  :
-					  : PERCPU__OPERANDS(self, object, by), [n] "r"(n)
+					  : PERCPU__OPERANDS_SELF(object, by), [n] PERCPU__ADD_OPERAND(n)
 					  : PERCPU__SCRATCH
 					  : left);
 	return PERCPU__DONE;
@@ -121,20 +128,18 @@ left:
 PERCPU__INLINE int percpu__try_add_offset(uint64_t *object, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
 					  enum percpu__order order)
 {
-	struct percpu__thread *self = &percpu__self;
-
 	if (order == PERCPU__RELEASE)
-		__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_ADVANCE("offset") PERCPU__A_ADD_RELEASE("n")
+		__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_ADVANCE("offset") PERCPU__A_ADD_RELEASE("n")
 						  PERCPU__LEAVE
 					  :
-					  : PERCPU__OPERANDS(self, object, by), [n] "r"(n), [offset] "r"(offset), "m"(*offset)
+					  : PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset), "m"(*offset)
 					  : "memory", PERCPU__SCRATCH
 					  : left);
 	else
-		__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_ADVANCE("offset") PERCPU__A_ADD("n")
+		__asm__ __volatile__ goto(PERCPU__ENTER_SELF PERCPU__A_ADVANCE("offset") PERCPU__A_ADD("n")
 						  PERCPU__LEAVE
 					  :
-					  : PERCPU__OPERANDS(self, object, by), [n] "r"(n), [offset] "r"(offset), "m"(*offset)
+					  : PERCPU__OPERANDS_SELF(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset), "m"(*offset)
 					  : PERCPU__SCRATCH
 					  : left);
 	return PERCPU__DONE;
@@ -144,9 +149,9 @@ left:
 
 /* If *object == expected: *object = desired. */
 #define PERCPU__STORE_IF_EQ(commit)                                                                                    \
-	__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_NE("expected", "11f") commit PERCPU__LEAVE_DIFFERS     \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f") commit PERCPU__LEAVE_DIFFERS     \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS(self, object, by), [expected] "r"(expected),                      \
+				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected),                      \
 				    [desired] "r"(desired)                                                             \
 				  : "memory", PERCPU__SCRATCH                                                          \
 				  : left, differs)
@@ -155,8 +160,6 @@ left:
 PERCPU__INLINE int percpu__try_store_if_eq(uint64_t *object, uint64_t expected, uint64_t desired, enum percpu__by by,
 					   enum percpu__order order)
 {
-	struct percpu__thread *self = &percpu__self;
-
 	if (order == PERCPU__RELEASE)
 		PERCPU__STORE_IF_EQ(PERCPU__A_STORE_RELEASE("desired"));
 	else
@@ -170,10 +173,10 @@ left:
 
 /* If *object == expected and this copy's *second == expected2: *object = desired. Both lie in one area. */
 #define PERCPU__STORE_IF_EQ2(commit)                                                                                   \
-	__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_NE("expected", "11f")                                  \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f")                                  \
 					  PERCPU__A_NE_AT("second", "expected2", "11f") commit PERCPU__LEAVE_DIFFERS   \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS(self, object, by), [expected] "r"(expected),                      \
+				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected),                      \
 				    [second] "r"((uintptr_t)second - (uintptr_t)object), [expected2] "r"(expected2),   \
 				    [desired] "r"(desired)                                                             \
 				  : "memory", PERCPU__SCRATCH                                                          \
@@ -182,8 +185,6 @@ PERCPU__INLINE int percpu__try_store_if_eq2(uint64_t *object, uint64_t expected,
 					    uint64_t expected2, uint64_t desired, enum percpu__by by,
 					    enum percpu__order order)
 {
-	struct percpu__thread *self = &percpu__self;
-
 	if (order == PERCPU__RELEASE)
 		PERCPU__STORE_IF_EQ2(PERCPU__A_STORE_RELEASE("desired"));
 	else
@@ -197,10 +198,10 @@ left:
 
 /* If *object == expected: copy len bytes from src to this copy of dst, then *object = desired. */
 #define PERCPU__COPY_STORE(commit)                                                                                     \
-	__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_NE("expected", "11f")                                  \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f")                                  \
 					  PERCPU__A_COPY("dst", "src", "len") commit PERCPU__LEAVE_DIFFERS             \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS(self, object, by), [expected] "r"(expected),                      \
+				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected),                      \
 				    [dst] PERCPU__COPY_OPERAND((uintptr_t)dst - (uintptr_t)object),                    \
 				    [src] PERCPU__COPY_OPERAND(src), [len] PERCPU__COPY_OPERAND(len),                  \
 				    [desired] "r"(desired)                                                             \
@@ -209,8 +210,6 @@ left:
 PERCPU__INLINE int percpu__try_copy_store(uint64_t *object, uint64_t expected, void *dst, const void *src, size_t len,
 					  uint64_t desired, enum percpu__by by, enum percpu__order order)
 {
-	struct percpu__thread *self = &percpu__self;
-
 	if (order == PERCPU__RELEASE)
 		PERCPU__COPY_STORE(PERCPU__A_STORE_RELEASE("desired"));
 	else
@@ -227,15 +226,14 @@ left:
  * PERCPU__LEFT_WORD. The word that is followed cannot go away in between: to take it off this copy is to store to it.
  */
 #define PERCPU__FOLLOW(commit)                                                                                         \
-	__asm__ __volatile__(PERCPU__ENTER("4f") PERCPU__A_LOAD_OUT("out") PERCPU__A_IS("out", "nil", "2f")            \
+	__asm__ __volatile__(PERCPU__ENTER PERCPU__A_LOAD_OUT("out") PERCPU__A_IS("out", "nil", "2f")            \
 				     PERCPU__A_FOLLOW("out", "offset") commit PERCPU__LEAVE_WORD                       \
 			     : [out] "=&r"(out)                                                                        \
-			     : PERCPU__OPERANDS(self, object, by), [nil] "r"(nil), [offset] "r"(offset)                \
+			     : PERCPU__OPERANDS_GATE(object, by, gate), [nil] "r"(nil), [offset] "r"(offset)                \
 			     : "memory", PERCPU__SCRATCH)
-PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t nil, ptrdiff_t offset, enum percpu__by by,
+PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t gate, uintptr_t nil, ptrdiff_t offset, enum percpu__by by,
 					    enum percpu__order order)
 {
-	struct percpu__thread *self = &percpu__self;
 	uintptr_t out;
 
 	if (order == PERCPU__RELEASE)
@@ -250,16 +248,14 @@ PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t nil, pt
  * makes this a list push, or a local variable, which makes it an exchange.
  */
 #define PERCPU__PUSH(commit)                                                                                           \
-	__asm__ __volatile__ goto(PERCPU__ENTER("4f") PERCPU__A_LOAD PERCPU__A_SAVE("link") commit PERCPU__LEAVE       \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_SAVE("link") commit PERCPU__LEAVE       \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS(self, object, by), [word] "r"(word), [link] "r"(link)             \
+				  : PERCPU__OPERANDS_GATE(object, by, gate), [word] "r"(word), [link] "r"(link)             \
 				  : "memory", PERCPU__SCRATCH                                                          \
 				  : left)
-PERCPU__INLINE int percpu__try_push(uintptr_t *object, uintptr_t word, uintptr_t *link, enum percpu__by by,
+PERCPU__INLINE int percpu__try_push(uintptr_t *object, uintptr_t gate, uintptr_t word, uintptr_t *link, enum percpu__by by,
 				    enum percpu__order order)
 {
-	struct percpu__thread *self = &percpu__self;
-
 	if (order == PERCPU__RELEASE)
 		PERCPU__PUSH(PERCPU__A_STORE_RELEASE("word"));
 	else

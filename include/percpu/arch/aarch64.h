@@ -18,8 +18,9 @@
 #endif
 #define PERCPU__SIGNATURE_ASM ".inst 0xd428bc00\n\t" /* brk #0x45e0 */
 
-#define PERCPU__SCRATCH      "x14", "x15", "x16", "x17", "cc"
+#define PERCPU__SCRATCH      "x13", "x14", "x15", "x16", "x17", "cc"
 #define PERCPU__SCRATCH_COPY "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "cc"
+#define PERCPU__ADD_OPERAND  "r"
 #define PERCPU__COPY_OPERAND "r"
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
@@ -28,14 +29,21 @@
 #define PERCPU__A_COLD_END   ".previous\n\t"
 #define PERCPU__A_JUMP(l)    "b " l "\n\t"
 
-#define PERCPU__A_ARM(desc) "adrp x15, " desc "\n\tadd x15, x15, :lo12:" desc "\n\tstr x15, [%[area], #8]\n\t"
+/* The thread's area, from C or loaded by the section itself, and how to publish a descriptor there. */
+#define PERCPU__A_AREA      "%[area]"
+#define PERCPU__A_SELF      "x13"
+#define PERCPU__A_LOAD_SELF "ldr x13, [%[self]]\n\t"
+#define PERCPU__A_ARM(desc, area)                                                                                      \
+	"adrp x15, " desc "\n\tadd x15, x15, :lo12:" desc "\n\tstr x15, [" area ", #8]\n\t"
+/* What PERCPU__A_LOAD_SELF takes: the address of percpu__self. */
+#define PERCPU__SELF_OPERAND (&percpu__self)
 /*
  * An open gate must also show what its last holder wrote. The gate word is 0 when open, and 0 is added to the address:
  * an address dependency orders every later access to this copy after the load of the gate, without a barrier. It pairs
  * with the release that opens the gate (percpu__gate_unlock).
  */
-#define PERCPU__A_LOCATE(shift, closed)                                                                                \
-	"ldr w14, [%[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                           \
+#define PERCPU__A_LOCATE(shift, area, closed)                                                                          \
+	"ldr w14, [" area ", %[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                           \
 	"ldr w15, [x14, %[gate]]\n\tcbnz w15, " closed "\n\tadd x14, x14, x15\n\t"
 
 #define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "]]\n\tadd x14, x14, x15\n\t"
@@ -65,5 +73,25 @@
 #define PERCPU__A_STORE_RELEASE(val) "stlr %[" val "], [x14]\n"
 #define PERCPU__A_STORE_T            "str x15, [x14]\n"
 #define PERCPU__A_STORE_T_RELEASE    "stlr x15, [x14]\n"
+
+/*
+ * A call that the compiler sees as an instruction which changes registers but no memory of the program, so that what it
+ * keeps in registers across a counter's addition stays there.
+ */
+#define PERCPU__COLD_CALL(function, a, b, c, result)                                                                   \
+	do {                                                                                                           \
+		register uintptr_t percpu__x0 __asm__("x0") = (a);                                                     \
+		register uintptr_t percpu__x1 __asm__("x1") = (b);                                                     \
+		register uintptr_t percpu__x2 __asm__("x2") = (c);                                                     \
+		__asm__ __volatile__("bl " function                                                                    \
+				     : "+r"(percpu__x0), "+r"(percpu__x1), "+r"(percpu__x2)                            \
+				     :                                                                                 \
+				     : "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14",    \
+				       "x15", "x16", "x17", "x18", "x30", "v0", "v1", "v2", "v3", "v4", "v5", "v6",    \
+				       "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17",       \
+				       "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28",    \
+				       "v29", "v30", "v31", "cc");                                                     \
+		(result) = percpu__x0;                                                                                 \
+	} while (0)
 
 #endif

@@ -4,7 +4,8 @@
  *
  * Scratch: rax = address of this copy of the object (T0), rcx, rdx, r8, r9 and xmm0 for values.
  * The address is kept in one register and used without an index register: Intel cores from Golden Cove on forward a
- * store to the next load of the same word without delay only for such operands (0.5 ns per add against 1.9 ns).
+ * store to the next load of the same word without delay only for such operands (0.5 ns per add against 1.9 ns), and only
+ * if what is added is an immediate.
  */
 #ifndef PERCPU_ARCH_X86_64_H
 #define PERCPU_ARCH_X86_64_H
@@ -17,6 +18,8 @@
 
 #define PERCPU__SCRATCH      "rax", "rcx", "cc"
 #define PERCPU__SCRATCH_COPY "rax", "rcx", "rdx", "r8", "r9", "xmm0", "cc"
+/* An addend known to the compiler must reach the add as an immediate: see above, it counts for the forwarding too. */
+#define PERCPU__ADD_OPERAND  "er"
 #define PERCPU__COPY_OPERAND "rm" /* registers are scarce in unoptimised code */
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
@@ -24,11 +27,22 @@
 #define PERCPU__A_COLD_END   ".popsection\n\t"
 #define PERCPU__A_JUMP(l)    "jmp " l "\n\t"
 
-#define PERCPU__A_ARM(desc) "leaq " desc "(%%rip), %%rax\n\tmovq %%rax, 8(%[area])\n\t"
+/* The thread's area, from C or loaded by the section itself, and how to publish a descriptor there. */
+#define PERCPU__A_AREA            "%[area]"
+#define PERCPU__A_SELF            "%%rcx"
+#define PERCPU__A_LOAD_SELF       "movq %%fs:(%[self]), %%rcx\n\t"
+#define PERCPU__A_ARM(desc, area) "leaq " desc "(%%rip), %%rax\n\tmovq %%rax, 8(" area ")\n\t"
+/* What PERCPU__A_LOAD_SELF takes: the distance of percpu__self from the thread pointer. */
+#define PERCPU__SELF_OPERAND                                                                                           \
+	__extension__({                                                                                                \
+		uintptr_t percpu__distance;                                                                            \
+		__asm__("movq percpu__self@gottpoff(%%rip), %0" : "=r"(percpu__distance));                             \
+		percpu__distance;                                                                                      \
+	})
 /* T0 = object + (index << stride); leave if the gate word of this copy is not 0. Total store order does the rest. */
-#define PERCPU__A_LOCATE(shift, closed)                                                                                \
-	"movl (%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                                \
-	"cmpl $0, (%%rax,%[gate])\n\tjne " closed "\n\t"
+#define PERCPU__A_LOCATE(shift, area, closed)                                                                          \
+	"movl (" area ",%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                       \
+	"movl (%%rax,%[gate]), %%ecx\n\ttestl %%ecx, %%ecx\n\tjne " closed "\n\t"
 
 #define PERCPU__A_ADVANCE(off)       "addq (%[" off "]), %%rax\n\t"
 #define PERCPU__A_NE(val, l)         "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
@@ -62,5 +76,17 @@
 #define PERCPU__A_STORE_RELEASE(val) PERCPU__A_STORE(val)
 #define PERCPU__A_STORE_T            "movq %%rcx, (%%rax)\n"
 #define PERCPU__A_STORE_T_RELEASE    PERCPU__A_STORE_T
+
+/*
+ * A call that the compiler sees as an instruction which changes registers but no memory of the program, so that what it
+ * keeps in registers across a counter's addition stays there. The callee aligns the stack itself (src/gate/cold.c). Who
+ * uses this must also contain an ordinary call: then the compiler keeps nothing below the stack pointer.
+ */
+#define PERCPU__COLD_CALL(function, a, b, c, result)                                                                   	__asm__ __volatile__("call " function "@PLT"                                                                   			     : "=a"(result), "+D"(a), "+S"(b), "+d"(c)                                                 			     :                                                                                         			     : "rcx", "r8", "r9", "r10", "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5",        			       "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15",   			       "cc" PERCPU__AVX512_REGISTERS)
+#ifdef __AVX512F__
+#define PERCPU__AVX512_REGISTERS                                                                                       	, "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27",  		"xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
+#else
+#define PERCPU__AVX512_REGISTERS
+#endif
 
 #endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Address space for areas: reserved at a multiple of the stride, so that a mask finds the start of a copy.
+ */
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "area/area.h"
+#include "base/sys.h"
+#include "rseq/thread.h"
+
+static size_t area_bytes(void)
+{
+	return (size_t)percpu__copies << PERCPU_STRIDE_SHIFT;
+}
+
+char *percpu__reserve(int fd, long *error)
+{
+	size_t bytes = area_bytes(), slack = PERCPU_STRIDE;
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	int protection = fd < 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
+	long got = percpu__sys6(SYS_mmap, 0, (long)(bytes + slack), protection, flags, -1, 0);
+	struct percpu__header *remainder;
+	uintptr_t start, base;
+
+	if (got < 0 && got > -4096) {
+		*error = got;
+		return NULL;
+	}
+	start = (uintptr_t)got;
+	base = (start + PERCPU_STRIDE - 1) & ~(uintptr_t)(PERCPU_STRIDE - 1);
+	if (base > start)
+		percpu__sys4(SYS_munmap, (long)start, (long)(base - start), 0, 0);
+	if (base < start + slack)
+		percpu__sys4(SYS_munmap, (long)(base + bytes), (long)(start + slack - base), 0, 0);
+	if (fd >= 0) {
+		got = percpu__sys6(SYS_mmap, (long)base, (long)bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+		if (got < 0 && got > -4096) {
+			*error = got;
+			percpu__sys4(SYS_munmap, (long)base, (long)bytes, 0, 0);
+			return NULL;
+		}
+	} else {
+		/* A huge page would make two whole copies real at the first touch of one. */
+		percpu__sys4(SYS_madvise, (long)base, (long)bytes, MADV_NOHUGEPAGE, 0);
+	}
+	remainder = percpu__header_of((void *)base, percpu__copies - 1);
+	remainder->by_id.word = PERCPU__SHUT;
+	remainder->by_cpu.word = PERCPU__SHUT;
+	return (char *)base;
+}
+
+int percpu_area_map(int fd, void **base)
+{
+	struct stat info;
+	long error = 0;
+	char *got;
+
+	if (!base)
+		return -EINVAL;
+	percpu__init();
+	if (fstat(fd, &info))
+		return -errno;
+	if (!S_ISREG(info.st_mode))
+		return -EINVAL;
+	if ((size_t)info.st_size < area_bytes() && ftruncate(fd, (off_t)area_bytes()))
+		return -errno;
+	got = percpu__reserve(fd, &error);
+	if (!got)
+		return (int)error;
+	*base = got;
+	return 0;
+}
+
+int percpu_area_unmap(void *base)
+{
+	if (!base || base != percpu__base_of(base))
+		return -EINVAL;
+	return (int)percpu__sys4(SYS_munmap, (long)base, (long)area_bytes(), 0, 0);
+}

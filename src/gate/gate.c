@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The gate: a futex lock that sections look at.
+ *
+ * Its word is 0 when open, the only value that lets a section commit. Flags in the low byte, the holder's id above:
+ *   HELD      somebody holds it
+ *   SLEEPERS  somebody may sleep on the word
+ *   PASSED    closed and fenced, held by nobody: the next locker need not fence, because it was never open in between
+ *   SHUT      the remainder's: never open, so never a fence; otherwise a lock like any other
+ * The holder hands over by PASSED only while `lockers` says that somebody waits to hold it (waiters never give up), and a
+ * few times at most, so that sections get their turn. Threads that only want to run a section sleep too, but in another
+ * wake set: they are woken when the gate opens, all at once, and run their sections instead of forming a queue of holders.
+ *
+ * Ordering. Closing (CAS) then fence: a section that saw the gate open has committed, visibly to us, or was aborted.
+ * Opening is a release; a section that loads 0 is ordered after it (ports: total store order, or an address dependency).
+ *
+ * Lock order: gates by address; under a gate nothing else. Holders block all signals (in mode none only for the
+ * remainder's gate), so a handler never meets its own thread's gate; in mode none a handler that interrupted a holder
+ * never waits for a gate whose holder may be stopped likewise: it takes the remainder's, or fails with -EDEADLK.
+ */
+#include <errno.h>
+#include <limits.h>
+
+#include "base/lock.h"
+#include "gate/gate.h"
+#include "rseq/thread.h"
+
+#define HELD     1U
+#define SLEEPERS 2U
+#define PASSED   4U
+#define SHUT     PERCPU__SHUT
+#define OWNER    8 /* first bit of the holder's id */
+
+/* About as long as an operation under the gate and its fence take; sleeping and waking costs more. */
+#define SPINS       200
+#define MOST_PASSES 16
+#define MOST_SLEEPS 3
+
+/* Wake sets. */
+#define FOR_LOCKERS  1U
+#define FOR_SECTIONS 2U
+
+uint32_t percpu__fork_word;
+
+static uint32_t load(const uint32_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static uint32_t my_tag(void)
+{
+	return percpu__private.id << OWNER;
+}
+
+bool percpu__gate_is_mine(const struct percpu__gate *gate)
+{
+	uint32_t word = load(&gate->word);
+
+	return (word & HELD) && word >> OWNER == percpu__private.id;
+}
+
+/* SEQ_CST: pairs with fork's prepare handler, which sets percpu__forker and then looks at the gates. */
+static bool try_lock(struct percpu__gate *gate, bool *owes_fence)
+{
+	uint32_t word = load(&gate->word);
+
+	while (!(word & HELD)) {
+		uint32_t closed = (word & (SLEEPERS | SHUT)) | HELD | my_tag();
+
+		if (__atomic_compare_exchange_n(&gate->word, &word, closed, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
+			*owes_fence |= !(word & (PASSED | SHUT));
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Sleeps on the word if it is still this; marks it first. */
+static void sleep_on(struct percpu__gate *gate, uint32_t word, uint32_t set)
+{
+	if (!(word & SLEEPERS) && !__atomic_compare_exchange_n(&gate->word, &word, word | SLEEPERS, 0, __ATOMIC_RELAXED,
+							       __ATOMIC_RELAXED))
+		return;
+	percpu__futex_wait(&gate->word, word | SLEEPERS, set);
+}
+
+static void lock(struct percpu__gate *gate, bool *owes_fence)
+{
+	for (int i = 0; i < SPINS; i++) {
+		if (try_lock(gate, owes_fence))
+			return;
+		percpu__pause();
+	}
+	/* From here until the gate is ours, whoever unlocks it may rely on us to take it. */
+	__atomic_fetch_add(&gate->lockers, 1, __ATOMIC_SEQ_CST);
+	while (!try_lock(gate, owes_fence)) {
+		uint32_t word = load(&gate->word);
+
+		if (word & HELD)
+			sleep_on(gate, word, FOR_LOCKERS);
+	}
+	__atomic_fetch_sub(&gate->lockers, 1, __ATOMIC_SEQ_CST);
+}
+
+static void unlock(struct percpu__gate *gate, bool fenced)
+{
+	uint32_t shut = load(&gate->word) & SHUT, was;
+
+	if (fenced && gate->passes < MOST_PASSES && __atomic_load_n(&gate->lockers, __ATOMIC_SEQ_CST)) {
+		gate->passes++;
+		__atomic_store_n(&gate->word, shut | PASSED | SLEEPERS, __ATOMIC_RELEASE);
+		percpu__futex_wake(&gate->word, 1, FOR_LOCKERS);
+		return;
+	}
+	gate->passes = 0;
+	was = __atomic_exchange_n(&gate->word, shut, __ATOMIC_SEQ_CST);
+	if (was & SLEEPERS)
+		percpu__futex_wake(&gate->word, INT_MAX, FOR_LOCKERS | FOR_SECTIONS);
+}
+
+void percpu__gate_wait_open(struct percpu__gate *gate)
+{
+	uint32_t word;
+
+	for (int i = 0; i < SPINS; i++) {
+		if (!load(&gate->word))
+			return;
+		percpu__pause();
+	}
+	for (int i = 0; i < MOST_SLEEPS; i++) {
+		word = load(&gate->word);
+		if (!word)
+			return;
+		sleep_on(gate, word, FOR_SECTIONS);
+	}
+}
+
+void percpu__gate_wait_idle(struct percpu__gate *gate)
+{
+	for (;;) {
+		uint32_t word = load(&gate->word);
+
+		if (!(word & HELD))
+			return;
+		sleep_on(gate, word, FOR_SECTIONS);
+	}
+}
+
+void percpu__gate_reset(struct percpu__gate *gate)
+{
+	uint32_t mine = percpu__gate_is_mine(gate) ? HELD | my_tag() : 0;
+
+	gate->lockers = 0;
+	gate->passes = 0;
+	gate->word = (gate->word & SHUT) | mine;
+}
+
+static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kind)
+{
+	struct percpu__header *header = percpu__header_of(held->base, held->index);
+
+	return kind == PERCPU__KIND_CPU ? &header->by_cpu : &header->by_id;
+}
+
+/* So that fork looks at this gate. */
+static void note_gated(const struct percpu_gate *held)
+{
+	uint32_t *gated = &percpu__header_of(held->base, percpu__copies - 1)->gated;
+	uint32_t seen = load(gated);
+
+	while (seen <= held->index && !__atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST,
+								   __ATOMIC_RELAXED))
+		;
+}
+
+static void unlock_all(struct percpu_gate *gates, unsigned count, bool fenced)
+{
+	while (count--) {
+		if (gates[count].kinds & PERCPU__KIND_CPU)
+			unlock(gate_of(&gates[count], PERCPU__KIND_CPU), fenced);
+		if (gates[count].kinds & PERCPU__KIND_ID)
+			unlock(gate_of(&gates[count], PERCPU__KIND_ID), fenced);
+	}
+}
+
+/* A handler that interrupted a holder must not wait: returns false, with none held. */
+static bool lock_all(struct percpu_gate *gates, unsigned count, bool may_wait, bool *owes_fence)
+{
+	for (unsigned i = 0; i < count; i++) {
+		for (unsigned kind = PERCPU__KIND_ID; kind <= PERCPU__KIND_CPU; kind <<= 1) {
+			struct percpu__gate *gate = gate_of(&gates[i], kind);
+
+			if (!(gates[i].kinds & kind))
+				continue;
+			if (may_wait) {
+				lock(gate, owes_fence);
+			} else if (!try_lock(gate, owes_fence)) {
+				if (kind == PERCPU__KIND_CPU && (gates[i].kinds & PERCPU__KIND_ID))
+					unlock(gate_of(&gates[i], PERCPU__KIND_ID), false);
+				unlock_all(gates, i, false);
+				return false;
+			}
+		}
+	}
+	return true;
+}
+
+/* A fork waits for all holders; new ones wait for the fork, but for the forking thread's own. */
+static bool fork_is_waiting(void)
+{
+	uintptr_t forker = __atomic_load_n(&percpu__forker, __ATOMIC_SEQ_CST);
+
+	return forker && forker != (uintptr_t)&percpu__private;
+}
+
+static int fence_for(const struct percpu_gate *gates, unsigned count)
+{
+	if (count == 1 && gates->kinds == PERCPU__KIND_CPU)
+		return percpu_fence_cpu(gates->index);
+	return percpu_fence();
+}
+
+/* Signals are blocked for the remainder's gate in any mode, for the others where a fence may be owed. */
+static bool blocks_signals(const struct percpu_gate *gates, unsigned count)
+{
+	if (percpu__mode() != PERCPU_MODE_NONE)
+		return true;
+	for (unsigned i = 0; i < count; i++)
+		if (gates[i].index == percpu__copies - 1)
+			return true;
+	return false;
+}
+
+int percpu__gates_lock(struct percpu_gate *gates, unsigned count)
+{
+	volatile uint32_t *holding = &percpu__private.holding;
+	bool may_wait, blocks = blocks_signals(gates, count), owes_fence;
+	int rc = 0;
+
+	percpu__thread_start();
+	for (unsigned i = 0; i < count; i++)
+		note_gated(&gates[i]);
+	for (;;) {
+		owes_fence = false;
+		if (blocks)
+			percpu__block_signals(&gates->saved_signals);
+		may_wait = *holding == 0;
+		*holding = *holding + 1;
+		if (!lock_all(gates, count, may_wait, &owes_fence)) {
+			rc = -EDEADLK;
+			break;
+		}
+		if (!fork_is_waiting()) {
+			/* Still closed since somebody else's fence, or shut: no section to wait for. */
+			if (owes_fence)
+				rc = fence_for(gates, count);
+			if (!rc)
+				return 0;
+			unlock_all(gates, count, false);
+			break;
+		}
+		unlock_all(gates, count, false);
+		*holding = *holding - 1;
+		if (blocks)
+			percpu__restore_signals(&gates->saved_signals);
+		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
+	}
+	*holding = *holding - 1;
+	if (blocks)
+		percpu__restore_signals(&gates->saved_signals);
+	return rc;
+}
+
+void percpu__gates_unlock(struct percpu_gate *gates, unsigned count)
+{
+	volatile uint32_t *holding = &percpu__private.holding;
+
+	unlock_all(gates, count, true);
+	*holding = *holding - 1;
+	if (blocks_signals(gates, count))
+		percpu__restore_signals(&gates->saved_signals);
+}
+
+void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds)
+{
+	volatile uint32_t *holding = &percpu__private.holding;
+	unsigned count = percpu__process.about.possible_cpus, first = percpu__private.spread;
+	bool owes_fence = false;
+
+	gate->base = base;
+	gate->kinds = kinds;
+	*holding = *holding + 1;
+	for (unsigned i = 0; i < count; i++) {
+		gate->index = first + i < count ? first + i : first + i - count;
+		note_gated(gate);
+		if (!try_lock(gate_of(gate, kinds), &owes_fence))
+			continue;
+		if (!fork_is_waiting()) {
+			/* Threads that meet here drift apart. */
+			percpu__private.spread = gate->index;
+			return;
+		}
+		unlock(gate_of(gate, kinds), false);
+		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
+		i--;
+	}
+	*holding = *holding - 1;
+	/* Holders of this one are never stopped by a signal, so it is safe to wait, whatever we interrupted. */
+	gate->index = count;
+	percpu__block_signals(&gate->saved_signals);
+	*holding = *holding + 1;
+	for (;;) {
+		lock(gate_of(gate, kinds), &owes_fence);
+		if (!fork_is_waiting())
+			return;
+		unlock(gate_of(gate, kinds), false);
+		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
+	}
+}
+
+int percpu_gate_lock(void *object, unsigned index, struct percpu_gate *gate)
+{
+	if (!object || !gate || index >= percpu_copies())
+		return -EINVAL;
+	gate->base = percpu__base_of(object);
+	gate->index = index;
+	gate->kinds = PERCPU__KINDS;
+	return percpu__gates_lock(gate, 1);
+}
+
+void percpu_gate_unlock(struct percpu_gate *gate)
+{
+	percpu__gates_unlock(gate, 1);
+}

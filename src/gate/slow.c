@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The slow path: what an operation does when its section left.
+ *
+ * A thread at its first operation registers and tries again. A registered one tries a few times more (each abort was
+ * somebody's turn on this CPU, or a debugger), waits for its copy's gate if that is closed, and at last takes the gate of
+ * its current copy and does the same work with plain loads and stores. A thread that is not registered works on the
+ * remainder, where no section ever runs: its gate is a lock, and nobody is fenced. So does one that cannot fence any more.
+ * In mode none any copy will do.
+ */
+#include <string.h>
+
+#include <percpu/ops.h>
+
+#include "gate/gate.h"
+#include "rseq/thread.h"
+
+#ifdef PERCPU_NO_SECTIONS
+#define TRY(call)      PERCPU__LEFT
+#define TRY_WORD(call) PERCPU__LEFT_WORD
+#else
+#define TRY(call)      (call)
+#define TRY_WORD(call) (call)
+#endif
+
+/* The library's own instance of each section. */
+static int try_section(struct percpu__request *r)
+{
+	enum percpu__by by = (enum percpu__by)r->by;
+	enum percpu__order order = (enum percpu__order)r->order;
+
+	(void)by, (void)order;
+	switch ((enum percpu__section)r->section) {
+	case PERCPU__ADD:
+		return TRY(percpu__try_add(r->object, r->desired, by, order));
+	case PERCPU__ADD_OFFSET:
+		return TRY(percpu__try_add_offset(r->object, r->second, r->desired, by, order));
+	case PERCPU__STORE_EQ:
+		return TRY(percpu__try_store_if_eq(r->object, r->expected, r->desired, by, order));
+	case PERCPU__STORE_EQ2:
+		return TRY(percpu__try_store_if_eq2(r->object, r->expected, r->second, r->expected2, r->desired, by, order));
+	case PERCPU__COPY:
+		return TRY(percpu__try_copy_store(r->object, r->expected, r->dst, r->second, r->len, r->desired, by, order));
+	case PERCPU__PUSH_LINK:
+		return TRY(percpu__try_push(r->object, PERCPU__GATE_DISTANCE(r->object, by), r->desired, r->dst, by, order));
+	case PERCPU__FOLLOW_NE:
+		r->out = TRY_WORD(percpu__try_follow(r->object, PERCPU__GATE_DISTANCE(r->object, by), r->expected,
+						     (ptrdiff_t)r->len, by, order));
+		return r->out == PERCPU__LEFT_WORD ? PERCPU__LEFT : PERCPU__DONE;
+	}
+	return PERCPU__DONE;
+}
+
+/* The same on one copy, whose gate the caller holds. */
+static int do_plainly(struct percpu__request *r, unsigned index)
+{
+	uint64_t *object = percpu_ptr((uint64_t *)r->object, index);
+
+	switch ((enum percpu__section)r->section) {
+	case PERCPU__ADD:
+		*object += r->desired;
+		break;
+	case PERCPU__ADD_OFFSET:
+		*(uint64_t *)(void *)((char *)object + *(const volatile ptrdiff_t *)r->second) += r->desired;
+		break;
+	case PERCPU__STORE_EQ2:
+		if (*percpu_ptr((const uint64_t *)r->second, index) != r->expected2)
+			return PERCPU__DIFFERS;
+		__attribute__((fallthrough));
+	case PERCPU__STORE_EQ:
+	case PERCPU__COPY:
+		if (*object != r->expected)
+			return PERCPU__DIFFERS;
+		if (r->section == PERCPU__COPY)
+			memcpy(percpu_ptr((char *)r->dst, index), r->second, r->len);
+		__atomic_store_n(object, r->desired, __ATOMIC_RELEASE);
+		break;
+	case PERCPU__PUSH_LINK:
+		*(uint64_t *)r->dst = *object;
+		__atomic_store_n(object, r->desired, __ATOMIC_RELEASE);
+		break;
+	case PERCPU__FOLLOW_NE:
+		r->out = *object;
+		if (r->out != r->expected)
+			__atomic_store_n(object, *(uint64_t *)(r->out + r->len), __ATOMIC_RELEASE);
+		break;
+	}
+	return PERCPU__DONE;
+}
+
+static bool runs_sections(void)
+{
+	return percpu__thread_start() && percpu__self != &percpu__newcomer;
+}
+
+/* The copy that a registered thread is on, wherever percpu__self leads. */
+static unsigned current_index(unsigned by)
+{
+	const char *area = (const char *)percpu__true_area();
+	size_t offset = by == PERCPU__BY_CPU ? offsetof(struct percpu__rseq, cpu_id) : percpu__index_offset;
+	uint32_t index = *(const volatile uint32_t *)(const void *)(area + offset);
+
+	return index < percpu__copies ? index : percpu__copies - 1;
+}
+
+static int under_gate(struct percpu__request *r)
+{
+	unsigned kinds = percpu__kind(r->by), remainder = percpu__copies - 1;
+	struct percpu_gate gate = { .base = percpu__base_of(r->object), .index = remainder, .kinds = kinds };
+	const struct percpu__private *me = &percpu__private;
+	int rc;
+
+	if (percpu__mode() == PERCPU_MODE_NONE) {
+		percpu__gate_lock_any(&gate, gate.base, kinds);
+	} else {
+		if (me->state == PERCPU__REGISTERED &&
+		    (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
+			gate.index = current_index(r->by);
+		if (percpu__gates_lock(&gate, 1)) {
+			/* Cannot fence (or a holder was interrupted): the remainder needs none and has no such holders. */
+			gate.index = remainder;
+			while (percpu__gates_lock(&gate, 1))
+				;
+		}
+	}
+	rc = do_plainly(r, gate.index);
+	percpu__gates_unlock(&gate, 1);
+	return rc;
+}
+
+int percpu__slow(struct percpu__request *r)
+{
+	int rc;
+
+	if (!runs_sections())
+		return under_gate(r);
+	for (int i = 0; i < PERCPU_ABORT_BUDGET; i++) {
+		struct percpu__header *header = percpu__header_of(percpu__base_of(r->object), current_index(r->by));
+
+		rc = try_section(r);
+		if (rc != PERCPU__LEFT)
+			return rc;
+		percpu__gate_wait_open(r->by == PERCPU__BY_CPU ? &header->by_cpu : &header->by_id);
+	}
+	return under_gate(r);
+}
+
+void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by)
+{
+	percpu__slow(&(struct percpu__request){
+		.section = PERCPU__ADD, .by = (unsigned char)by, .object = p, .desired = n });
+}
+
+void percpu__slow_add_release(uint64_t *p, uint64_t n, enum percpu__by by)
+{
+	percpu__slow(&(struct percpu__request){ .section = PERCPU__ADD,
+						.by = (unsigned char)by,
+						.order = PERCPU__RELEASE,
+						.object = p,
+						.desired = n });
+}
+
+void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by)
+{
+	unsigned index = percpu__copies - 1;
+
+	if (runs_sections()) {
+		for (int i = 0; i < PERCPU_ABORT_BUDGET; i++)
+			if (TRY(percpu__try_add(p, n, by, PERCPU__RELAXED)) == PERCPU__DONE)
+				return;
+	} else if (percpu__mode() == PERCPU_MODE_NONE && by == PERCPU__BY_ID) {
+		/* No section runs in this process. (Data by CPU number may be shared with one where they do.) */
+		index = percpu__private.spread;
+	}
+	__atomic_fetch_add(percpu_ptr(p, index), n, __ATOMIC_RELAXED);
+}
+
+void percpu__slow_add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
+			     enum percpu__order order)
+{
+	percpu__slow(&(struct percpu__request){ .section = PERCPU__ADD_OFFSET,
+						.by = (unsigned char)by,
+						.order = (unsigned char)order,
+						.object = p,
+						.second = offset,
+						.desired = n });
+}
+
+int percpu__slow_store_if_eq(uint64_t *p, uint64_t expected, uint64_t desired, enum percpu__by by,
+			     enum percpu__order order)
+{
+	return percpu__slow(&(struct percpu__request){ .section = PERCPU__STORE_EQ,
+						       .by = (unsigned char)by,
+						       .order = (unsigned char)order,
+						       .object = p,
+						       .expected = expected,
+						       .desired = desired });
+}
+
+int percpu__slow_store_if_eq2(uint64_t *p, uint64_t expected, const uint64_t *q, uint64_t expected2, uint64_t desired,
+			      enum percpu__by by, enum percpu__order order)
+{
+	return percpu__slow(&(struct percpu__request){ .section = PERCPU__STORE_EQ2,
+						       .by = (unsigned char)by,
+						       .order = (unsigned char)order,
+						       .object = p,
+						       .expected = expected,
+						       .second = q,
+						       .expected2 = expected2,
+						       .desired = desired });
+}
+
+int percpu__slow_copy_store(uint64_t *p, uint64_t expected, void *dst, const void *src, size_t len, uint64_t desired,
+			    enum percpu__by by, enum percpu__order order)
+{
+	return percpu__slow(&(struct percpu__request){ .section = PERCPU__COPY,
+						       .by = (unsigned char)by,
+						       .order = (unsigned char)order,
+						       .object = p,
+						       .expected = expected,
+						       .dst = dst,
+						       .second = src,
+						       .len = len,
+						       .desired = desired });
+}
+
+uintptr_t percpu__slow_follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset, enum percpu__by by, enum percpu__order order)
+{
+	struct percpu__request request = { .section = PERCPU__FOLLOW_NE,
+					   .by = (unsigned char)by,
+					   .order = (unsigned char)order,
+					   .object = p,
+					   .expected = nil,
+					   .len = (size_t)offset };
+
+	percpu__slow(&request);
+	return request.out;
+}
+
+void percpu__slow_push(uintptr_t *p, uintptr_t word, uintptr_t *link, enum percpu__by by, enum percpu__order order)
+{
+	percpu__slow(&(struct percpu__request){ .section = PERCPU__PUSH_LINK,
+						.by = (unsigned char)by,
+						.order = (unsigned char)order,
+						.object = p,
+						.desired = word,
+						.dst = link });
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Shared objects that contain sections stay mapped for ever.
+ *
+ * A thread's area goes on pointing at the descriptor of its last section after that has ended. If the object that holds
+ * the descriptor is unloaded, the kernel's next look at it (when the thread was preempted, or wakes up) reads unmapped
+ * memory and kills the process. A fence at unload makes running threads drop the pointer, but not those that sleep: they
+ * look when they wake, which the test of dlclose shows. So each object that uses the headers asks, from a constructor, to
+ * be marked as not unloadable; dlclose() then returns success and leaves it mapped.
+ */
+#include <dlfcn.h>
+#include <stddef.h>
+
+#include <percpu/section.h>
+
+#include "base/sys.h"
+
+void percpu__pin(const void *in_object)
+{
+	static const void *last;
+	Dl_info info;
+
+	/* The constructor runs once for every source file of an object. */
+	if (__atomic_exchange_n(&last, in_object, __ATOMIC_RELAXED) == in_object)
+		return;
+	if (dladdr(in_object, &info) && info.dli_fname && info.dli_fname[0])
+		(void)dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
+}
