@@ -17,6 +17,9 @@
 #include "gate/gate.h"
 #include "rseq/thread.h"
 
+/* Here, so that whoever links gates from the static library has this file's handlers too. */
+uint32_t percpu__fork_word;
+
 static uint32_t one_fork;
 
 static void each_gate(char *base, void (*what)(struct percpu__gate *gate))

@@ -40,8 +40,6 @@
 #define FOR_LOCKERS  1U
 #define FOR_SECTIONS 2U
 
-uint32_t percpu__fork_word;
-
 static uint32_t load(const uint32_t *word)
 {
 	return __atomic_load_n(word, __ATOMIC_RELAXED);
@@ -184,7 +182,7 @@ static void unlock_all(struct percpu_gate *gates, unsigned count, bool fenced)
 }
 
 /* A handler that interrupted a holder must not wait: returns false, with none held. */
-static bool lock_all(struct percpu_gate *gates, unsigned count, bool may_wait, bool *owes_fence)
+static bool lock_all(struct percpu_gate *gates, unsigned count, bool waits, bool *owes_fence)
 {
 	for (unsigned i = 0; i < count; i++) {
 		for (unsigned kind = PERCPU__KIND_ID; kind <= PERCPU__KIND_CPU; kind <<= 1) {
@@ -192,7 +190,7 @@ static bool lock_all(struct percpu_gate *gates, unsigned count, bool may_wait, b
 
 			if (!(gates[i].kinds & kind))
 				continue;
-			if (may_wait) {
+			if (waits) {
 				lock(gate, owes_fence);
 			} else if (!try_lock(gate, owes_fence)) {
 				if (kind == PERCPU__KIND_CPU && (gates[i].kinds & PERCPU__KIND_ID))
@@ -231,10 +229,16 @@ static bool blocks_signals(const struct percpu_gate *gates, unsigned count)
 	return false;
 }
 
+/* A handler that interrupted a holder may only wait for the remainder's gate: nobody who holds that can be stopped. */
+static bool may_wait(const struct percpu_gate *gates, unsigned count)
+{
+	return percpu__private.holding == 0 || (count == 1 && gates->index == percpu__copies - 1);
+}
+
 int percpu__gates_lock(struct percpu_gate *gates, unsigned count)
 {
 	volatile uint32_t *holding = &percpu__private.holding;
-	bool may_wait, blocks = blocks_signals(gates, count), owes_fence;
+	bool waits, blocks = blocks_signals(gates, count), owes_fence;
 	int rc = 0;
 
 	percpu__thread_start();
@@ -244,9 +248,9 @@ int percpu__gates_lock(struct percpu_gate *gates, unsigned count)
 		owes_fence = false;
 		if (blocks)
 			percpu__block_signals(&gates->saved_signals);
-		may_wait = *holding == 0;
+		waits = may_wait(gates, count);
 		*holding = *holding + 1;
-		if (!lock_all(gates, count, may_wait, &owes_fence)) {
+		if (!lock_all(gates, count, waits, &owes_fence)) {
 			rc = -EDEADLK;
 			break;
 		}

@@ -119,8 +119,7 @@ static int under_gate(struct percpu__request *r)
 		if (percpu__gates_lock(&gate, 1)) {
 			/* Cannot fence (or a holder was interrupted): the remainder needs none and has no such holders. */
 			gate.index = remainder;
-			while (percpu__gates_lock(&gate, 1))
-				;
+			percpu__gates_lock(&gate, 1);
 		}
 	}
 	rc = do_plainly(r, gate.index);
