@@ -79,7 +79,7 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 
 /* Local labels: 1 first instruction, 2 end (just behind the commit), 3 descriptor, 4 abort; 5 to 10 belong to ports. */
 #define PERCPU__DESCRIPTOR                                                                                             \
-	".pushsection __rseq_cs, \"aw\", @progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                                \
+	".pushsection __rseq_cs, \"aw?\", @progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                                \
 	PERCPU__A_POINTER("1f") PERCPU__A_POINTER("2f - 1f") PERCPU__A_POINTER("4f") ".popsection\n\t"
 #define PERCPU__ENTER                                                                                                  \
 	PERCPU__DESCRIPTOR PERCPU__A_ARM("3b", PERCPU__A_AREA)                                                         \

@@ -113,6 +113,8 @@ static long register_own(void)
 	struct percpu__rseq *area = &percpu__private.own;
 	long rc;
 
+	if (percpu__private.owned)
+		return 0;
 	/* As the ABI describes an area that is not registered. */
 	area->cpu_id_start = 0;
 	area->cpu_id = ~0U;
@@ -120,10 +122,10 @@ static long register_own(void)
 	area->flags = 0;
 	area->mm_cid = percpu__copies - 1;
 	rc = register_area(area, percpu__process.length);
-	if (rc == -EBUSY)
-		rc = 0; /* a forked child keeps its parent's */
 	if (rc)
 		make_stand_in(area);
+	else
+		percpu__private.owned = true; /* from now on only the kernel writes the ids */
 	return rc;
 }
 

@@ -38,6 +38,7 @@ struct percpu__private {
 	uint32_t holding;    /* gates that this thread, or what its handlers interrupted, holds or is about to take */
 	unsigned char state; /* enum percpu__state */
 	unsigned char force; /* enum percpu__force */
+	bool owned;          /* `own` is registered */
 };
 
 extern PERCPU_HIDDEN __thread struct percpu__private percpu__private __attribute__((tls_model("initial-exec")));

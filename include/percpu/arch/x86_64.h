@@ -23,7 +23,7 @@
 #define PERCPU__COPY_OPERAND "rm" /* registers are scarce in unoptimised code */
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
-#define PERCPU__A_COLD       ".pushsection .text.unlikely, \"ax\", @progbits\n\t"
+#define PERCPU__A_COLD       ".pushsection .text.percpu_cold, \"ax?\", @progbits\n\t"
 #define PERCPU__A_COLD_END   ".popsection\n\t"
 #define PERCPU__A_JUMP(l)    "jmp " l "\n\t"
 
