@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which file a program name means, and whether a preloaded object can count what it does.
+ *
+ * The loader ignores preloaded objects in programs that gain rights by being executed, and statically linked programs
+ * have no loader. Both would run and count nothing, so they are refused beforehand. For a script, the program is its
+ * interpreter. A file that cannot be read is taken as it is: the kernel may still execute it.
+ */
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "cli/stat.h"
+
+/* As many as the kernel follows. */
+#define SCRIPT_DEPTH 5
+
+#if defined __x86_64__
+#define OUR_MACHINE EM_X86_64
+#elif defined __aarch64__
+#define OUR_MACHINE EM_AARCH64
+#else
+#error "which machine code is this?"
+#endif
+
+static int refuse(const char *path, const char *why)
+{
+	cli_complain("%s %s", path, why);
+	return EXIT_REFUSED;
+}
+
+static bool read_at(int fd, void *to, size_t n, uint64_t at)
+{
+	return at <= INT64_MAX && pread(fd, to, n, (off_t)at) == (ssize_t)n;
+}
+
+static int check_loader(const char *path, int fd, const Elf64_Phdr *header)
+{
+	char loader[4096] = "";
+	const char *base;
+
+	if (header->p_filesz >= sizeof(loader) || !read_at(fd, loader, header->p_filesz, header->p_offset))
+		return refuse(path, "is damaged: the name of its loader cannot be read");
+	base = strrchr(loader, '/') ? strrchr(loader, '/') + 1 : loader;
+	if (!strncmp(base, "ld-musl", 7) || !strncmp(base, "linker", 6))
+		return refuse(path, "is linked with another C library than percpu: its calls cannot be counted");
+	return 0;
+}
+
+static int check_elf(const char *path, int fd)
+{
+	Elf64_Ehdr elf;
+
+	if (!read_at(fd, &elf, sizeof(elf), 0) || elf.e_ident[EI_CLASS] != ELFCLASS64 || elf.e_machine != OUR_MACHINE)
+		return refuse(path, "is for another kind of machine than percpu: its calls cannot be counted");
+	for (unsigned i = 0; i < elf.e_phnum; i++) {
+		Elf64_Phdr header;
+
+		if (!read_at(fd, &header, sizeof(header), elf.e_phoff + (uint64_t)i * elf.e_phentsize))
+			return refuse(path, "is damaged: its program headers cannot be read");
+		if (header.p_type == PT_INTERP)
+			return check_loader(path, fd, &header);
+	}
+	return refuse(path, "is statically linked: its calls cannot be counted");
+}
+
+static int check_rights(const char *path, int fd, const struct stat *status)
+{
+	/* Without execution by the group, the set-group-id bit means something else. */
+	if (status->st_mode & S_ISUID)
+		return refuse(path, "is a set-user-id program: it must not be preloaded with other code");
+	if ((status->st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
+		return refuse(path, "is a set-group-id program: it must not be preloaded with other code");
+	if ((fd >= 0 ? fgetxattr(fd, "security.capability", NULL, 0) : getxattr(path, "security.capability", NULL, 0)) > 0)
+		return refuse(path, "has file capabilities: it must not be preloaded with other code");
+	return 0;
+}
+
+/* The interpreter's name in a script's first line: false if there is none. */
+static bool script_interpreter(char *line, size_t size, char **name)
+{
+	char *end;
+
+	line[size] = '\0';
+	line[strcspn(line, "\n")] = '\0';
+	line += 2 + strspn(line + 2, " \t");
+	end = line + strcspn(line, " \t");
+	*end = '\0';
+	*name = line;
+	return *line;
+}
+
+static int check(const char *path, unsigned depth)
+{
+	struct stat status;
+	char start[4096];
+	char *interpreter;
+	ssize_t n = -1;
+	int rc = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+	if (fd >= 0 ? fstat(fd, &status) : stat(path, &status)) {
+		if (depth) /* the kernel will say so, in the name of the script */
+			goto out;
+		cli_complain("%s: %s", path, strerror(errno));
+		rc = EXIT_NOT_EXEC;
+		goto out;
+	}
+	if (fd >= 0)
+		n = read(fd, start, sizeof(start) - 1);
+	if (n >= 2 && start[0] == '#' && start[1] == '!') {
+		/* The kernel gives no rights to scripts. */
+		if (depth < SCRIPT_DEPTH && script_interpreter(start, (size_t)n, &interpreter))
+			rc = check(interpreter, depth + 1);
+		goto out;
+	}
+	rc = check_rights(path, fd, &status);
+	if (!rc && n >= SELFMAG && !memcmp(start, ELFMAG, SELFMAG))
+		rc = check_elf(path, fd);
+	else if (!rc && n >= 0 && !depth)
+		rc = check("/bin/sh", SCRIPT_DEPTH); /* execvp() gives what the kernel does not know to the shell */
+out:
+	if (fd >= 0)
+		close(fd);
+	return rc;
+}
+
+/* Returns 0, or the error that execve(2) would give for the file itself. */
+static int executable(const char *path)
+{
+	struct stat status;
+
+	if (stat(path, &status))
+		return errno;
+	if (!S_ISREG(status.st_mode) || faccessat(AT_FDCWD, path, X_OK, AT_EACCESS))
+		return EACCES;
+	return 0;
+}
+
+/* One element of PATH after the other. Returns 0 and sets @path, or ENOENT, EACCES, ENOMEM. */
+static int search(const char *name, char **path)
+{
+	const char *at = getenv("PATH");
+	int result = ENOENT;
+
+	if (!at)
+		at = "/bin:/usr/bin";
+	for (;; at++) {
+		size_t length = strcspn(at, ":");
+		char *candidate = malloc(length + strlen(name) + 3);
+		int error;
+
+		if (!candidate)
+			return ENOMEM;
+		memcpy(candidate, length ? at : ".", length ? length : 1);
+		candidate[length ? length : 1] = '/';
+		strcpy(candidate + (length ? length : 1) + 1, name);
+		error = executable(candidate);
+		if (!error) {
+			*path = candidate;
+			return 0;
+		}
+		free(candidate);
+		if (error == EACCES)
+			result = EACCES;
+		at += length;
+		if (!*at)
+			return result;
+	}
+}
+
+int target_find(const char *name, char **path)
+{
+	char *found = NULL;
+	int error;
+
+	if (strchr(name, '/')) {
+		found = strdup(name);
+		error = found ? executable(name) : ENOMEM;
+	} else {
+		error = *name ? search(name, &found) : ENOENT;
+	}
+	if (!error) {
+		int rc = check(found, 0);
+
+		if (rc)
+			free(found);
+		else
+			*path = found;
+		return rc;
+	}
+	free(found);
+	cli_complain("%s: %s", name,
+		     error == ENOENT && !strchr(name, '/') ? "command not found" : strerror(error));
+	return error == ENOENT || error == ENOTDIR ? EXIT_NOT_FOUND : error == ENOMEM ? EXIT_REFUSED : EXIT_NOT_EXEC;
+}
