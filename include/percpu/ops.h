@@ -127,7 +127,7 @@ PERCPU_API void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by) 
 
 PERCPU__INLINE void percpu__count(uint64_t *p, uint64_t n, enum percpu__by by)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add(p, n, by, PERCPU__RELAXED))))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count(p, n, by))))
 		PERCPU__COLD_ADD(percpu__slow_count, p, n, by);
 }
 

@@ -45,7 +45,7 @@ extern PERCPU_API __thread struct percpu__rseq *percpu__self __attribute__((tls_
 /* Decided once, before the first area exists. */
 extern PERCPU_API uint32_t percpu__index_offset; /* in the area: of mm_cid, or of cpu_id where the kernel has no mm_cid */
 extern PERCPU_API uint32_t percpu__node_mask;    /* all ones where the kernel does not maintain node_id */
-extern PERCPU_API uint32_t percpu__copies;       /* possible CPUs + 1; the stand-in's index is the last one */
+extern PERCPU_API uint32_t percpu__remainder;    /* the last index, which is that of the stand-in: possible CPUs */
 
 PERCPU_API int percpu__cpu_slow(void) __attribute__((cold));
 PERCPU_API int percpu__node_slow(void) __attribute__((cold));
@@ -88,7 +88,7 @@ PERCPU__INLINE int percpu_cid(void)
 {
 	uint32_t cid = *(const volatile uint32_t *)(void *)((char *)percpu__self + percpu__index_offset);
 
-	return PERCPU__LIKELY(cid + 1 < percpu__copies) ? (int)cid : percpu__cid_slow();
+	return PERCPU__LIKELY(cid < percpu__remainder) ? (int)cid : percpu__cid_slow();
 }
 
 /** How the library works in this process. */

@@ -102,6 +102,25 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 #define PERCPU__OPERANDS(object, by) PERCPU__OPERANDS_GATE(object, by, PERCPU__GATE_DISTANCE(object, by))
 
 /*
+ * *object += n, for words that only sections of this kind change and that are only ever summed: nobody closes a gate to
+ * work on them, so it is enough to leave when the index is the remainder's.
+ */
+PERCPU__INLINE int percpu__try_count(uint64_t *object, uint64_t n, enum percpu__by by)
+{
+	__asm__ __volatile__ goto(PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)
+				  "1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
+				  PERCPU__A_ADD("n") PERCPU__LEAVE
+				  :
+				  : [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),
+				    [limit] PERCPU__LIMIT_OPERAND(percpu__remainder), [n] PERCPU__ADD_OPERAND(n)
+				  : PERCPU__SCRATCH
+				  : left);
+	return PERCPU__DONE;
+left:
+	return PERCPU__LEFT;
+}
+
+/*
  * *object += n. Orders nothing, so the compiler may keep other values in registers across it. (The "memory" of the release
  * variant is for the compiler; the port's commit is for the machine.)
  */
@@ -225,21 +244,21 @@ left:
  * If *object != nil: *object = the word at *object + offset. Returns the old *object, nil if nothing was stored, or
  * PERCPU__LEFT_WORD. The word that is followed cannot go away in between: to take it off this copy is to store to it.
  */
-#define PERCPU__FOLLOW(commit)                                                                                         \
-	__asm__ __volatile__(PERCPU__ENTER PERCPU__A_LOAD_OUT("out") PERCPU__A_IS("out", "nil", "2f")            \
+#define PERCPU__FOLLOW(commit, ...)                                                                                    \
+	__asm__ __volatile__(PERCPU__ENTER PERCPU__A_LOAD_OUT("out") PERCPU__A_IS("out", "nil", "2f")                  \
 				     PERCPU__A_FOLLOW("out", "offset") commit PERCPU__LEAVE_WORD                       \
 			     : [out] "=&r"(out)                                                                        \
-			     : PERCPU__OPERANDS_GATE(object, by, gate), [nil] "r"(nil), [offset] "r"(offset)                \
-			     : "memory", PERCPU__SCRATCH)
+			     : PERCPU__OPERANDS_GATE(object, by, gate), [nil] "r"(nil), [offset] "r"(offset)           \
+			     : __VA_ARGS__)
 PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t gate, uintptr_t nil, ptrdiff_t offset, enum percpu__by by,
 					    enum percpu__order order)
 {
 	uintptr_t out;
 
 	if (order == PERCPU__RELEASE)
-		PERCPU__FOLLOW(PERCPU__A_STORE_T_RELEASE);
+		PERCPU__FOLLOW(PERCPU__A_STORE_T_RELEASE, "memory", PERCPU__SCRATCH);
 	else
-		PERCPU__FOLLOW(PERCPU__A_STORE_T);
+		PERCPU__FOLLOW(PERCPU__A_STORE_T, PERCPU__SCRATCH);
 	return out;
 }
 

@@ -143,7 +143,7 @@ static void make_zero(const struct area *area, uint32_t at, uint32_t count)
 
 	if (!stale)
 		return;
-	for (unsigned index = 0; index < percpu__copies; index++) {
+	for (unsigned index = 0; index <= percpu__remainder; index++) {
 		volatile uint64_t *word = (uint64_t *)(void *)percpu_ptr(area->base + (size_t)at * GRANULE, index);
 
 		for (uint32_t i = 0; i < stale; i++)
@@ -196,7 +196,7 @@ static void drop_pages(const struct area *area, uint32_t from, uint32_t to)
 	to = to / PAGE_GRANULES * PAGE_GRANULES;
 	if (from >= to)
 		return;
-	for (unsigned index = 0; index < percpu__copies; index++)
+	for (unsigned index = 0; index <= percpu__remainder; index++)
 		percpu__sys4(SYS_madvise, (long)percpu_ptr(area->base + (size_t)from * GRANULE, index),
 			     (long)((size_t)(to - from) * GRANULE), MADV_DONTNEED, 0);
 }
@@ -243,7 +243,7 @@ int percpu_free(void *object)
 			area->hint = at;
 		if (area->objects == 0 && area != areas) {
 			*link = area->next;
-			percpu__sys4(SYS_munmap, (long)area->base, (long)((size_t)percpu__copies << PERCPU_STRIDE_SHIFT), 0,
+			percpu__sys4(SYS_munmap, (long)area->base, (long)((size_t)(percpu__remainder + 1) << PERCPU_STRIDE_SHIFT), 0,
 				     0);
 			percpu__sys4(SYS_munmap, (long)area, sizeof *area, 0, 0);
 		} else {
@@ -281,7 +281,7 @@ void percpu__each_area(void (*visit)(char *base, void *arg), void *arg)
 
 bool percpu__area_find(const void *address, char **base, unsigned *index)
 {
-	size_t bytes = (size_t)percpu__copies << PERCPU_STRIDE_SHIFT;
+	size_t bytes = (size_t)(percpu__remainder + 1) << PERCPU_STRIDE_SHIFT;
 	bool found = false;
 	uint64_t saved;
 

@@ -13,7 +13,7 @@
 
 static size_t area_bytes(void)
 {
-	return (size_t)percpu__copies << PERCPU_STRIDE_SHIFT;
+	return (size_t)(percpu__remainder + 1) << PERCPU_STRIDE_SHIFT;
 }
 
 char *percpu__reserve(int fd, long *error)
@@ -46,7 +46,7 @@ char *percpu__reserve(int fd, long *error)
 		/* A huge page would make two whole copies real at the first touch of one. */
 		percpu__sys4(SYS_madvise, (long)base, (long)bytes, MADV_NOHUGEPAGE, 0);
 	}
-	remainder = percpu__header_of((void *)base, percpu__copies - 1);
+	remainder = percpu__header_of((void *)base, percpu__remainder);
 	remainder->by_id.word = PERCPU__SHUT;
 	remainder->by_cpu.word = PERCPU__SHUT;
 	return (char *)base;

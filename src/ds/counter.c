@@ -48,7 +48,7 @@ static uint64_t sum(const struct percpu_counter *counter)
 {
 	uint64_t total = 0;
 
-	for (unsigned index = 0; index < percpu__copies; index++)
+	for (unsigned index = 0; index <= percpu__remainder; index++)
 		total += __atomic_load_n(percpu_ptr(counter->words, index), __ATOMIC_RELAXED);
 	return total;
 }
@@ -63,7 +63,7 @@ uint64_t percpu_counter_read(const struct percpu_counter *counter)
 
 uint64_t percpu_counter_read_index(const struct percpu_counter *counter, unsigned index)
 {
-	if (index >= percpu__copies)
+	if (index > percpu__remainder)
 		return 0;
 	return __atomic_load_n(percpu_ptr(counter->words, index), __ATOMIC_RELAXED);
 }

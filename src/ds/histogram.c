@@ -71,7 +71,7 @@ static uint64_t bucket_sum(const struct percpu_histogram *histogram, size_t buck
 {
 	uint64_t total = 0;
 
-	for (unsigned index = 0; index < percpu__copies; index++)
+	for (unsigned index = 0; index <= percpu__remainder; index++)
 		total += __atomic_load_n(percpu_ptr(histogram->buckets + bucket, index), __ATOMIC_RELAXED);
 	return total;
 }
@@ -81,7 +81,7 @@ int percpu_histogram_read(struct percpu_histogram *histogram, int index, struct 
 	uint64_t saved;
 
 	if (!histogram || !snapshot || snapshot->precision != histogram->precision || index < -1 ||
-	    (index >= 0 && (unsigned)index >= percpu__copies))
+	    (index >= 0 && (unsigned)index > percpu__remainder))
 		return -EINVAL;
 	if (index < 0)
 		percpu__lock(&histogram->lock, &saved);

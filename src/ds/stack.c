@@ -33,7 +33,7 @@ void percpu_stack_destroy(struct percpu_stack *stack)
 
 bool percpu_stack_is_empty(const struct percpu_stack *stack, unsigned index)
 {
-	return stack && index < percpu__copies && !__atomic_load_n(percpu_ptr(stack->head, index), __ATOMIC_RELAXED);
+	return stack && index <= percpu__remainder && !__atomic_load_n(percpu_ptr(stack->head, index), __ATOMIC_RELAXED);
 }
 
 int percpu_stack_steal(struct percpu_stack *stack, unsigned index, struct percpu_stack_node **out)
@@ -42,7 +42,7 @@ int percpu_stack_steal(struct percpu_stack *stack, unsigned index, struct percpu
 	void **head;
 	int rc;
 
-	if (!stack || !out || index >= percpu__copies)
+	if (!stack || !out || index > percpu__remainder)
 		return -EINVAL;
 	head = percpu_ptr(stack->head, index);
 	if (!__atomic_load_n(head, __ATOMIC_RELAXED)) {

@@ -24,7 +24,7 @@ static uint32_t one_fork;
 
 static void each_gate(char *base, void (*what)(struct percpu__gate *gate))
 {
-	unsigned remainder = percpu__copies - 1;
+	unsigned remainder = percpu__remainder;
 	uint32_t gated = __atomic_load_n(&percpu__header_of(base, remainder)->gated, __ATOMIC_SEQ_CST);
 
 	for (unsigned index = 0; index <= remainder; index++) {

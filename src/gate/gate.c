@@ -163,7 +163,7 @@ static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kin
 /* So that fork looks at this gate. */
 static void note_gated(const struct percpu_gate *held)
 {
-	uint32_t *gated = &percpu__header_of(held->base, percpu__copies - 1)->gated;
+	uint32_t *gated = &percpu__header_of(held->base, percpu__remainder)->gated;
 	uint32_t seen = load(gated);
 
 	while (seen <= held->index && !__atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST,
@@ -224,7 +224,7 @@ static bool blocks_signals(const struct percpu_gate *gates, unsigned count)
 	if (percpu__mode() != PERCPU_MODE_NONE)
 		return true;
 	for (unsigned i = 0; i < count; i++)
-		if (gates[i].index == percpu__copies - 1)
+		if (gates[i].index == percpu__remainder)
 			return true;
 	return false;
 }
@@ -232,7 +232,7 @@ static bool blocks_signals(const struct percpu_gate *gates, unsigned count)
 /* A handler that interrupted a holder may only wait for the remainder's gate: nobody who holds that can be stopped. */
 static bool may_wait(const struct percpu_gate *gates, unsigned count)
 {
-	return percpu__private.holding == 0 || (count == 1 && gates->index == percpu__copies - 1);
+	return percpu__private.holding == 0 || (count == 1 && gates->index == percpu__remainder);
 }
 
 int percpu__gates_lock(struct percpu_gate *gates, unsigned count)

@@ -100,12 +100,12 @@ static unsigned current_index(unsigned by)
 	size_t offset = by == PERCPU__BY_CPU ? offsetof(struct percpu__rseq, cpu_id) : percpu__index_offset;
 	uint32_t index = *(const volatile uint32_t *)(const void *)(area + offset);
 
-	return index < percpu__copies ? index : percpu__copies - 1;
+	return index <= percpu__remainder ? index : percpu__remainder;
 }
 
 static int under_gate(struct percpu__request *r)
 {
-	unsigned kinds = percpu__kind(r->by), remainder = percpu__copies - 1;
+	unsigned kinds = percpu__kind(r->by), remainder = percpu__remainder;
 	struct percpu_gate gate = { .base = percpu__base_of(r->object), .index = remainder, .kinds = kinds };
 	const struct percpu__private *me = &percpu__private;
 	int rc;
@@ -161,11 +161,11 @@ void percpu__slow_add_release(uint64_t *p, uint64_t n, enum percpu__by by)
 
 void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by)
 {
-	unsigned index = percpu__copies - 1;
+	unsigned index = percpu__remainder;
 
 	if (runs_sections()) {
 		for (int i = 0; i < PERCPU_ABORT_BUDGET; i++)
-			if (TRY(percpu__try_add(p, n, by, PERCPU__RELAXED)) == PERCPU__DONE)
+			if (TRY(percpu__try_count(p, n, by)) == PERCPU__DONE)
 				return;
 	} else if (percpu__mode() == PERCPU_MODE_NONE && by == PERCPU__BY_ID) {
 		/* No section runs in this process. (Data by CPU number may be shared with one where they do.) */

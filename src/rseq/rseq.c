@@ -57,7 +57,7 @@ __thread struct percpu__private percpu__private = { .own = { .cpu_id_start = ~0U
 struct percpu__process percpu__process;
 uint32_t percpu__index_offset = offsetof(struct percpu__rseq, mm_cid);
 uint32_t percpu__node_mask = ~0U;
-uint32_t percpu__copies;
+uint32_t percpu__remainder;
 
 static uint32_t threads; /* started so far */
 static uint32_t decided; /* 0 not yet, 1 somebody is at it, 2 done */
@@ -77,8 +77,8 @@ static void make_stand_in(struct percpu__rseq *area)
 {
 	area->cpu_id_start = ~0U;
 	area->node_id = ~0U;
-	__atomic_store_n(&area->cpu_id, percpu__copies - 1, __ATOMIC_RELAXED);
-	__atomic_store_n(&area->mm_cid, percpu__copies - 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&area->cpu_id, percpu__remainder, __ATOMIC_RELAXED);
+	__atomic_store_n(&area->mm_cid, percpu__remainder, __ATOMIC_RELAXED);
 }
 
 /* Whether the kernel serves the C library's area for the calling task. */
@@ -120,7 +120,7 @@ static long register_own(void)
 	area->cpu_id = ~0U;
 	area->rseq_cs = 0;
 	area->flags = 0;
-	area->mm_cid = percpu__copies - 1;
+	area->mm_cid = percpu__remainder;
 	rc = register_area(area, percpu__process.length);
 	if (rc)
 		make_stand_in(area);
@@ -230,7 +230,7 @@ static void fill(void)
 	uint32_t length = LEGACY_LENGTH;
 
 	about->possible_cpus = percpu__topology("/sys/devices/system/cpu/possible", &about->topology);
-	percpu__copies = about->possible_cpus + 1;
+	percpu__remainder = about->possible_cpus;
 	make_stand_in(&percpu__newcomer);
 	/* All that the kernel knows, if our storage has room for it; every thread registers the same length. */
 	if (features > LEGACY_LENGTH && align && align <= 64 && (align & (align - 1)) == 0)
@@ -371,13 +371,13 @@ int percpu__node_slow(void)
 
 int percpu__cid_slow(void)
 {
-	uint32_t cid = percpu__copies;
+	uint32_t cid = percpu__remainder;
 
 	if (percpu__thread_start() && percpu__self != &percpu__newcomer)
 		cid = *(volatile uint32_t *)(void *)((char *)percpu__self + percpu__index_offset);
-	if (cid + 1 >= percpu__copies)
+	if (cid >= percpu__remainder)
 		cid = (uint32_t)percpu__cpu_slow();
-	return cid + 1 < percpu__copies ? (int)cid : 0;
+	return cid < percpu__remainder ? (int)cid : 0;
 }
 
 int percpu_describe(struct percpu_description *out)
@@ -399,5 +399,5 @@ unsigned percpu_possible_cpus(void)
 unsigned percpu_copies(void)
 {
 	percpu__init();
-	return percpu__copies;
+	return percpu__remainder + 1;
 }

@@ -21,6 +21,7 @@
 #define PERCPU__SCRATCH      "x13", "x14", "x15", "x16", "x17", "cc"
 #define PERCPU__SCRATCH_COPY "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "cc"
 #define PERCPU__ADD_OPERAND  "r"
+#define PERCPU__LIMIT_OPERAND "r"
 #define PERCPU__COPY_OPERAND "r"
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
@@ -45,6 +46,11 @@
 #define PERCPU__A_LOCATE(shift, area, closed)                                                                          \
 	"ldr w14, [" area ", %[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                           \
 	"ldr w15, [x14, %[gate]]\n\tcbnz w15, " closed "\n\tadd x14, x14, x15\n\t"
+
+/* The same without a gate; leave if the index is the limit, that of threads which are not registered. */
+#define PERCPU__A_LOCATE_UNGATED(shift, area, closed)                                                                  \
+	"ldr w14, [" area ", %[index]]\n\tcmp w14, %w[limit]\n\tb.hs " closed "\n\t"                                  \
+	"add x14, %[object], x14, lsl #" shift "\n\t"
 
 #define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "]]\n\tadd x14, x14, x15\n\t"
 #define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"

@@ -20,6 +20,7 @@
 #define PERCPU__SCRATCH_COPY "rax", "rcx", "rdx", "r8", "r9", "xmm0", "cc"
 /* An addend known to the compiler must reach the add as an immediate: see above, it counts for the forwarding too. */
 #define PERCPU__ADD_OPERAND  "er"
+#define PERCPU__LIMIT_OPERAND "r"
 #define PERCPU__COPY_OPERAND "rm" /* registers are scarce in unoptimised code */
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
@@ -44,6 +45,11 @@
 	"movl (" area ",%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                       \
 	"movl (%%rax,%[gate]), %%ecx\n\ttestl %%ecx, %%ecx\n\tjne " closed "\n\t"
 
+/* The same without a gate; leave if the index is the limit, that of threads which are not registered. */
+#define PERCPU__A_LOCATE_UNGATED(shift, area, closed)                                                                  \
+	"movl (" area ",%[index]), %%eax\n\tcmpl %[limit], %%eax\n\tjae " closed "\n\t"                               \
+	"shlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"
+
 #define PERCPU__A_ADVANCE(off)       "addq (%[" off "]), %%rax\n\t"
 #define PERCPU__A_NE(val, l)         "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
@@ -51,7 +57,7 @@
 #define PERCPU__A_SAVE(addr)         "movq %%rcx, (%[" addr "])\n\t"
 #define PERCPU__A_LOAD_OUT(out)      "movq (%%rax), %[" out "]\n\t"
 #define PERCPU__A_IS(out, val, l)    "cmpq %[" val "], %[" out "]\n\tje " l "\n\t"
-#define PERCPU__A_FOLLOW(out, off)   "movq (%[" out "],%[" off "]), %%rcx\n\t"
+#define PERCPU__A_FOLLOW(out, off)   "leaq (%[" out "],%[" off "]), %%rcx\n\tmovq (%%rcx), %%rcx\n\t"
 #define PERCPU__A_SET(out, imm)      "movq $" imm ", %[" out "]\n\t"
 
 /* Whole words and vectors only: 16 bytes a turn, then the rest by its binary digits. Only private bytes are written. */
