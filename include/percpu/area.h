@@ -89,7 +89,8 @@ PERCPU_API int percpu_area_unmap(void *base);
  *
  * @index: an unsigned variable declared by the macro
  */
-#define percpu_for_each_index(index) for (unsigned index = 0, index##_end = percpu_copies(); index < index##_end; index++)
+#define percpu_for_each_index(index)                                                                                   \
+	for (unsigned index = 0, index##_end = percpu_copies(); index < index##_end; index++)
 
 /**
  * PERCPU_DEFINE - define a static per-CPU variable.

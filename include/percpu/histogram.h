@@ -95,8 +95,7 @@ PERCPU_API int percpu_snapshot_merge(struct percpu_snapshot *to, const struct pe
  * @index: -1 for all copies, counted from the last drain; or one copy, counted from init
  * Returns 0, or -EINVAL (NULL, index out of range, another precision). May block on a drain. Async-signal-safe.
  */
-PERCPU_API int percpu_histogram_read(struct percpu_histogram *histogram, int index,
-				     struct percpu_snapshot *snapshot);
+PERCPU_API int percpu_histogram_read(struct percpu_histogram *histogram, int index, struct percpu_snapshot *snapshot);
 
 /**
  * percpu_histogram_drain - move all that was counted to a snapshot (added to it), exactly.

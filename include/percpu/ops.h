@@ -84,10 +84,10 @@ PERCPU_API int percpu__slow(struct percpu__request *request) PERCPU__COLD;
 
 #ifdef PERCPU_NO_SECTIONS
 #define PERCPU__GATE_DISTANCE(object, by) ((uintptr_t)0)
-#define PERCPU__TRY(call) PERCPU__LEFT
-#define PERCPU__TRY_WORD(call) PERCPU__LEFT_WORD
+#define PERCPU__TRY(call)                 PERCPU__LEFT
+#define PERCPU__TRY_WORD(call)            PERCPU__LEFT_WORD
 #else
-#define PERCPU__TRY(call) (call)
+#define PERCPU__TRY(call)      (call)
 #define PERCPU__TRY_WORD(call) (call)
 #endif
 
@@ -212,7 +212,10 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, u
 }
 
 #define PERCPU__OPERATIONS(prefix, suffix, by, order)                                                                  \
-	PERCPU__INLINE void prefix##_add##suffix(uint64_t *p, uint64_t n) { percpu__add(p, n, by, order); }            \
+	PERCPU__INLINE void prefix##_add##suffix(uint64_t *p, uint64_t n)                                              \
+	{                                                                                                              \
+		percpu__add(p, n, by, order);                                                                          \
+	}                                                                                                              \
 	PERCPU__INLINE void prefix##_add_offset##suffix(uint64_t *p, const ptrdiff_t *offset, uint64_t n)              \
 	{                                                                                                              \
 		percpu__add_offset(p, offset, n, by, order);                                                           \
@@ -237,7 +240,7 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, u
 	}                                                                                                              \
 	PERCPU__INLINE void *prefix##_pop##suffix(void **p, size_t offset)                                             \
 	{                                                                                                              \
-		return percpu__pop(p, PERCPU__GATE_DISTANCE(p, by), offset, by, order);                                                            \
+		return percpu__pop(p, PERCPU__GATE_DISTANCE(p, by), offset, by, order);                                \
 	}                                                                                                              \
 	PERCPU__INLINE void prefix##_push_chain##suffix(void **p, void *first, void *last, size_t offset)              \
 	{                                                                                                              \
@@ -251,7 +254,7 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, u
 	PERCPU__INLINE uint64_t prefix##_xchg##suffix(uint64_t *p, uint64_t value)                                     \
 	{                                                                                                              \
 		uintptr_t old;                                                                                         \
-		percpu__push((uintptr_t *)p, PERCPU__GATE_DISTANCE(p, by), (uintptr_t)value, &old, by, order);                                    \
+		percpu__push((uintptr_t *)p, PERCPU__GATE_DISTANCE(p, by), (uintptr_t)value, &old, by, order);         \
 		return old;                                                                                            \
 	}
 

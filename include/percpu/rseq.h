@@ -43,9 +43,10 @@ struct percpu__rseq {
 extern PERCPU_API __thread struct percpu__rseq *percpu__self __attribute__((tls_model("initial-exec")));
 
 /* Decided once, before the first area exists. */
-extern PERCPU_API uint32_t percpu__index_offset; /* in the area: of mm_cid, or of cpu_id where the kernel has no mm_cid */
-extern PERCPU_API uint32_t percpu__node_mask;    /* all ones where the kernel does not maintain node_id */
-extern PERCPU_API uint32_t percpu__remainder;    /* the last index, which is that of the stand-in: possible CPUs */
+extern PERCPU_API uint32_t
+	percpu__index_offset;                 /* in the area: of mm_cid, or of cpu_id where the kernel has no mm_cid */
+extern PERCPU_API uint32_t percpu__node_mask; /* all ones where the kernel does not maintain node_id */
+extern PERCPU_API uint32_t percpu__remainder; /* the last index, which is that of the stand-in: possible CPUs */
 
 PERCPU_API int percpu__cpu_slow(void) __attribute__((cold));
 PERCPU_API int percpu__node_slow(void) __attribute__((cold));
@@ -101,20 +102,20 @@ enum percpu_mode {
 /** What percpu_describe() tells. */
 struct percpu_description {
 	enum percpu_mode mode;
-	const char *mode_name;     /**< "libc", "own" or "none" */
-	const char *reason;        /**< one sentence: why this mode */
-	const char *index_kind;    /**< "concurrency id", "CPU number", or "any" in mode none */
-	const char *topology;      /**< where the number of possible CPUs was read */
-	const char *arch;          /**< the port that the library was built with */
-	unsigned possible_cpus;    /**< highest possible CPU number + 1 */
-	unsigned feature_size;     /**< the kernel's rseq feature size in bytes; 20 where it names none; 0 without rseq */
-	unsigned registered_size;  /**< bytes registered for each thread, 0 in mode none */
-	bool v2;                   /**< registered with more than 32 bytes on a kernel that treats those differently */
-	bool fence;                /**< membarrier's RSEQ fence is available */
-	bool node_id;              /**< the kernel maintains the NUMA node id */
-	bool concurrency_id;       /**< the kernel maintains the concurrency id */
-	bool slice_extension;      /**< the kernel offers time-slice extensions to this process */
-	bool thread_registered;    /**< the calling thread can run sections */
+	const char *mode_name;  /**< "libc", "own" or "none" */
+	const char *reason;     /**< one sentence: why this mode */
+	const char *index_kind; /**< "concurrency id", "CPU number", or "any" in mode none */
+	const char *topology;   /**< where the number of possible CPUs was read */
+	const char *arch;       /**< the port that the library was built with */
+	unsigned possible_cpus; /**< highest possible CPU number + 1 */
+	unsigned feature_size;  /**< the kernel's rseq feature size in bytes; 20 where it names none; 0 without rseq */
+	unsigned registered_size; /**< bytes registered for each thread, 0 in mode none */
+	bool v2;                  /**< registered with more than 32 bytes on a kernel that treats those differently */
+	bool fence;               /**< membarrier's RSEQ fence is available */
+	bool node_id;             /**< the kernel maintains the NUMA node id */
+	bool concurrency_id;      /**< the kernel maintains the concurrency id */
+	bool slice_extension;     /**< the kernel offers time-slice extensions to this process */
+	bool thread_registered;   /**< the calling thread can run sections */
 };
 
 /**

@@ -42,12 +42,12 @@
 PERCPU_BEGIN_DECLS
 
 /** Distance between two copies of one object: 1 << PERCPU_STRIDE_SHIFT bytes. */
-#define PERCPU_STRIDE_SHIFT  20
-#define PERCPU__STRIDE_ASM   "20"
-#define PERCPU_STRIDE        ((size_t)1 << PERCPU_STRIDE_SHIFT)
+#define PERCPU_STRIDE_SHIFT 20
+#define PERCPU__STRIDE_ASM  "20"
+#define PERCPU_STRIDE       ((size_t)1 << PERCPU_STRIDE_SHIFT)
 /* Within a copy: the gate of data indexed by concurrency id, then that of data indexed by CPU number. */
-#define PERCPU__GATE_BY_ID   0
-#define PERCPU__GATE_BY_CPU  16
+#define PERCPU__GATE_BY_ID  0
+#define PERCPU__GATE_BY_CPU 16
 
 /* How an object is indexed. An object is used with one kind only, in all its life. */
 enum percpu__by { PERCPU__BY_ID, PERCPU__BY_CPU };
@@ -71,12 +71,14 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 #endif
 
 /* Offset in the thread's area of the word that names the copy. */
-#define PERCPU__INDEX(by) ((by) == PERCPU__BY_CPU ? offsetof(struct percpu__rseq, cpu_id) : (size_t)percpu__index_offset)
+#define PERCPU__INDEX(by)                                                                                              \
+	((by) == PERCPU__BY_CPU ? offsetof(struct percpu__rseq, cpu_id) : (size_t)percpu__index_offset)
 /* Distance from an object to the gate word that guards it. */
 #define PERCPU__GATE_DISTANCE(object, by)                                                                              \
 	((uintptr_t)((by) == PERCPU__BY_CPU ? PERCPU__GATE_BY_CPU : PERCPU__GATE_BY_ID) -                              \
 	 ((uintptr_t)(object) & (PERCPU_STRIDE - 1)))
 
+/* clang-format off */
 /* Local labels: 1 first instruction, 2 end (just behind the commit), 3 descriptor, 4 abort; 5 to 10 belong to ports. */
 #define PERCPU__DESCRIPTOR                                                                                             \
 	".pushsection __rseq_cs, \"aw?\", @progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                                \
@@ -94,6 +96,8 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_SET("out", "1") PERCPU__A_JUMP("2b")          \
 	PERCPU__A_COLD_END
 
+/* clang-format on */
+
 #define PERCPU__OPERANDS_SELF(object, by)                                                                              \
 	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),                        \
 		[gate] "r"(PERCPU__GATE_DISTANCE(object, by))
@@ -107,14 +111,15 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
  */
 PERCPU__INLINE int percpu__try_count(uint64_t *object, uint64_t n, enum percpu__by by)
 {
-	__asm__ __volatile__ goto(PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)
-				  "1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
-				  PERCPU__A_ADD("n") PERCPU__LEAVE
-				  :
-				  : [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),
-				    [limit] PERCPU__LIMIT_OPERAND(percpu__remainder), [n] PERCPU__ADD_OPERAND(n)
-				  : PERCPU__SCRATCH
-				  : left);
+	__asm__ __volatile__ goto(
+		PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM(
+			"3b", PERCPU__A_SELF) "1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF,
+										"4f") PERCPU__A_ADD("n") PERCPU__LEAVE
+		:
+		: [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),
+		  [limit] PERCPU__LIMIT_OPERAND(percpu__remainder), [n] PERCPU__ADD_OPERAND(n)
+		: PERCPU__SCRATCH
+		: left);
 	return PERCPU__DONE;
 left:
 	return PERCPU__LEFT;
@@ -148,19 +153,20 @@ PERCPU__INLINE int percpu__try_add_offset(uint64_t *object, const ptrdiff_t *off
 					  enum percpu__order order)
 {
 	if (order == PERCPU__RELEASE)
-		__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_ADVANCE("offset") PERCPU__A_ADD_RELEASE("n")
-						  PERCPU__LEAVE
-					  :
-					  : PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset), "m"(*offset)
-					  : "memory", PERCPU__SCRATCH
-					  : left);
+		__asm__ __volatile__ goto(
+			PERCPU__ENTER PERCPU__A_ADVANCE("offset") PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE
+			:
+			: PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset), "m"(*offset)
+			: "memory", PERCPU__SCRATCH
+			: left);
 	else
-		__asm__ __volatile__ goto(PERCPU__ENTER_SELF PERCPU__A_ADVANCE("offset") PERCPU__A_ADD("n")
-						  PERCPU__LEAVE
-					  :
-					  : PERCPU__OPERANDS_SELF(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset), "m"(*offset)
-					  : PERCPU__SCRATCH
-					  : left);
+		__asm__ __volatile__ goto(
+			PERCPU__ENTER_SELF PERCPU__A_ADVANCE("offset") PERCPU__A_ADD("n") PERCPU__LEAVE
+			:
+			: PERCPU__OPERANDS_SELF(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset),
+			  "m"(*offset)
+			: PERCPU__SCRATCH
+			: left);
 	return PERCPU__DONE;
 left:
 	return PERCPU__LEFT;
@@ -168,14 +174,12 @@ left:
 
 /* If *object == expected: *object = desired. */
 #define PERCPU__STORE_IF_EQ(commit)                                                                                    \
-	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f") commit PERCPU__LEAVE_DIFFERS     \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f") commit PERCPU__LEAVE_DIFFERS           \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected),                      \
-				    [desired] "r"(desired)                                                             \
+				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected), [desired] "r"(desired)     \
 				  : "memory", PERCPU__SCRATCH                                                          \
 				  : left, differs)
-#define PERCPU__LEAVE_DIFFERS                                                                                          \
-	PERCPU__LEAVE PERCPU__A_COLD "11:\n\t" PERCPU__A_JUMP("%l[differs]") PERCPU__A_COLD_END
+#define PERCPU__LEAVE_DIFFERS PERCPU__LEAVE PERCPU__A_COLD "11:\n\t" PERCPU__A_JUMP("%l[differs]") PERCPU__A_COLD_END
 PERCPU__INLINE int percpu__try_store_if_eq(uint64_t *object, uint64_t expected, uint64_t desired, enum percpu__by by,
 					   enum percpu__order order)
 {
@@ -192,10 +196,10 @@ left:
 
 /* If *object == expected and this copy's *second == expected2: *object = desired. Both lie in one area. */
 #define PERCPU__STORE_IF_EQ2(commit)                                                                                   \
-	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f")                                  \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f")                                        \
 					  PERCPU__A_NE_AT("second", "expected2", "11f") commit PERCPU__LEAVE_DIFFERS   \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected),                      \
+				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected),                            \
 				    [second] "r"((uintptr_t)second - (uintptr_t)object), [expected2] "r"(expected2),   \
 				    [desired] "r"(desired)                                                             \
 				  : "memory", PERCPU__SCRATCH                                                          \
@@ -217,15 +221,15 @@ left:
 
 /* If *object == expected: copy len bytes from src to this copy of dst, then *object = desired. */
 #define PERCPU__COPY_STORE(commit)                                                                                     \
-	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_NE("expected", "11f")                                  \
-					  PERCPU__A_COPY("dst", "src", "len") commit PERCPU__LEAVE_DIFFERS             \
-				  :                                                                                    \
-				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected),                      \
-				    [dst] PERCPU__COPY_OPERAND((uintptr_t)dst - (uintptr_t)object),                    \
-				    [src] PERCPU__COPY_OPERAND(src), [len] PERCPU__COPY_OPERAND(len),                  \
-				    [desired] "r"(desired)                                                             \
-				  : "memory", PERCPU__SCRATCH_COPY                                                     \
-				  : left, differs)
+	__asm__ __volatile__ goto(                                                                                     \
+		PERCPU__ENTER PERCPU__A_NE("expected", "11f") PERCPU__A_COPY("dst", "src", "len")                      \
+			commit PERCPU__LEAVE_DIFFERS                                                                   \
+		:                                                                                                      \
+		: PERCPU__OPERANDS(object, by), [expected] "r"(expected),                                              \
+		  [dst] PERCPU__COPY_OPERAND((uintptr_t)dst - (uintptr_t)object), [src] PERCPU__COPY_OPERAND(src),     \
+		  [len] PERCPU__COPY_OPERAND(len), [desired] "r"(desired)                                              \
+		: "memory", PERCPU__SCRATCH_COPY                                                                       \
+		: left, differs)
 PERCPU__INLINE int percpu__try_copy_store(uint64_t *object, uint64_t expected, void *dst, const void *src, size_t len,
 					  uint64_t desired, enum percpu__by by, enum percpu__order order)
 {
@@ -250,8 +254,8 @@ left:
 			     : [out] "=&r"(out)                                                                        \
 			     : PERCPU__OPERANDS_GATE(object, by, gate), [nil] "r"(nil), [offset] "r"(offset)           \
 			     : __VA_ARGS__)
-PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t gate, uintptr_t nil, ptrdiff_t offset, enum percpu__by by,
-					    enum percpu__order order)
+PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t gate, uintptr_t nil, ptrdiff_t offset,
+					    enum percpu__by by, enum percpu__order order)
 {
 	uintptr_t out;
 
@@ -267,13 +271,13 @@ PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t gate, u
  * makes this a list push, or a local variable, which makes it an exchange.
  */
 #define PERCPU__PUSH(commit)                                                                                           \
-	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_SAVE("link") commit PERCPU__LEAVE       \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_SAVE("link") commit PERCPU__LEAVE             \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS_GATE(object, by, gate), [word] "r"(word), [link] "r"(link)             \
+				  : PERCPU__OPERANDS_GATE(object, by, gate), [word] "r"(word), [link] "r"(link)        \
 				  : "memory", PERCPU__SCRATCH                                                          \
 				  : left)
-PERCPU__INLINE int percpu__try_push(uintptr_t *object, uintptr_t gate, uintptr_t word, uintptr_t *link, enum percpu__by by,
-				    enum percpu__order order)
+PERCPU__INLINE int percpu__try_push(uintptr_t *object, uintptr_t gate, uintptr_t word, uintptr_t *link,
+				    enum percpu__by by, enum percpu__order order)
 {
 	if (order == PERCPU__RELEASE)
 		PERCPU__PUSH(PERCPU__A_STORE_RELEASE("word"));

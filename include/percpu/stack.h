@@ -49,9 +49,8 @@ PERCPU__INLINE void percpu_stack_push_chain(struct percpu_stack *stack, struct p
 /** percpu_stack_pop - take the newest node off the current index's stack; NULL if it is empty. */
 PERCPU__INLINE struct percpu_stack_node *percpu_stack_pop(struct percpu_stack *stack)
 {
-	return (struct percpu_stack_node *)percpu__pop(stack->head, stack->gate,
-						       offsetof(struct percpu_stack_node, next), PERCPU__BY_ID,
-						       PERCPU__RELAXED);
+	return (struct percpu_stack_node *)percpu__pop(
+		stack->head, stack->gate, offsetof(struct percpu_stack_node, next), PERCPU__BY_ID, PERCPU__RELAXED);
 }
 
 /** percpu_stack_pop_all - take everything off the current index's stack: its newest node, linked to the rest, or NULL. */

@@ -25,7 +25,7 @@
 struct area {
 	struct area *next; /* oldest first */
 	char *base;
-	uint32_t hint;  /* no free granule lies below */
+	uint32_t hint; /* no free granule lies below */
 	uint32_t fresh;
 	uint32_t free;
 	uint32_t objects;
@@ -243,8 +243,8 @@ int percpu_free(void *object)
 			area->hint = at;
 		if (area->objects == 0 && area != areas) {
 			*link = area->next;
-			percpu__sys4(SYS_munmap, (long)area->base, (long)((size_t)(percpu__remainder + 1) << PERCPU_STRIDE_SHIFT), 0,
-				     0);
+			percpu__sys4(SYS_munmap, (long)area->base,
+				     (long)((size_t)(percpu__remainder + 1) << PERCPU_STRIDE_SHIFT), 0, 0);
 			percpu__sys4(SYS_munmap, (long)area, sizeof *area, 0, 0);
 		} else {
 			give_back(area, at, end - at);

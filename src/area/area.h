@@ -19,7 +19,8 @@ struct percpu__gate {
 struct percpu__header {
 	struct percpu__gate by_id;
 	struct percpu__gate by_cpu;
-	uint32_t gated; /* in the remainder's copy only: 1 + the highest index whose gate was ever taken; atomic, grows */
+	uint32_t
+		gated; /* in the remainder's copy only: 1 + the highest index whose gate was ever taken; atomic, grows */
 	uint32_t unused[7];
 };
 

@@ -36,7 +36,8 @@ char *percpu__reserve(int fd, long *error)
 	if (base < start + slack)
 		percpu__sys4(SYS_munmap, (long)(base + bytes), (long)(start + slack - base), 0, 0);
 	if (fd >= 0) {
-		got = percpu__sys6(SYS_mmap, (long)base, (long)bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+		got = percpu__sys6(SYS_mmap, (long)base, (long)bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+				   fd, 0);
 		if (got < 0 && got > -4096) {
 			*error = got;
 			percpu__sys4(SYS_munmap, (long)base, (long)bytes, 0, 0);

@@ -3,7 +3,7 @@
 #include <percpu/base.h>
 
 #define TEXT_(x) #x
-#define TEXT(x) TEXT_(x)
+#define TEXT(x)  TEXT_(x)
 
 const char *percpu_version(void)
 {

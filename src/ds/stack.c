@@ -18,8 +18,9 @@ int percpu_stack_init(struct percpu_stack *stack)
 	head = percpu_alloc(sizeof *head, sizeof *head);
 	if (!head)
 		return -ENOMEM;
-	*stack = (struct percpu_stack){ .head = head,
-					.gate = (uintptr_t)percpu__base_of(head) + PERCPU__GATE_BY_ID - (uintptr_t)head };
+	*stack = (struct percpu_stack){
+		.head = head, .gate = (uintptr_t)percpu__base_of(head) + PERCPU__GATE_BY_ID - (uintptr_t)head
+	};
 	return 0;
 }
 
@@ -33,7 +34,8 @@ void percpu_stack_destroy(struct percpu_stack *stack)
 
 bool percpu_stack_is_empty(const struct percpu_stack *stack, unsigned index)
 {
-	return stack && index <= percpu__remainder && !__atomic_load_n(percpu_ptr(stack->head, index), __ATOMIC_RELAXED);
+	return stack && index <= percpu__remainder &&
+	       !__atomic_load_n(percpu_ptr(stack->head, index), __ATOMIC_RELAXED);
 }
 
 int percpu_stack_steal(struct percpu_stack *stack, unsigned index, struct percpu_stack_node **out)

@@ -76,8 +76,8 @@ static bool try_lock(struct percpu__gate *gate, bool *owes_fence)
 /* Sleeps on the word if it is still this; marks it first. */
 static void sleep_on(struct percpu__gate *gate, uint32_t word, uint32_t set)
 {
-	if (!(word & SLEEPERS) && !__atomic_compare_exchange_n(&gate->word, &word, word | SLEEPERS, 0, __ATOMIC_RELAXED,
-							       __ATOMIC_RELAXED))
+	if (!(word & SLEEPERS) &&
+	    !__atomic_compare_exchange_n(&gate->word, &word, word | SLEEPERS, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		return;
 	percpu__futex_wait(&gate->word, word | SLEEPERS, set);
 }
@@ -166,8 +166,8 @@ static void note_gated(const struct percpu_gate *held)
 	uint32_t *gated = &percpu__header_of(held->base, percpu__remainder)->gated;
 	uint32_t seen = load(gated);
 
-	while (seen <= held->index && !__atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST,
-								   __ATOMIC_RELAXED))
+	while (seen <= held->index &&
+	       !__atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		;
 }
 

@@ -15,7 +15,7 @@
 #include "base/sys.h"
 #include "gate/gate.h"
 
-#define PAGE      4096U
+#define PAGE       4096U
 #define MOST_GATES (2 * PERCPU_OPV_MAX_OPS)
 
 struct plan {

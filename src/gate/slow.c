@@ -38,11 +38,14 @@ static int try_section(struct percpu__request *r)
 	case PERCPU__STORE_EQ:
 		return TRY(percpu__try_store_if_eq(r->object, r->expected, r->desired, by, order));
 	case PERCPU__STORE_EQ2:
-		return TRY(percpu__try_store_if_eq2(r->object, r->expected, r->second, r->expected2, r->desired, by, order));
+		return TRY(percpu__try_store_if_eq2(r->object, r->expected, r->second, r->expected2, r->desired, by,
+						    order));
 	case PERCPU__COPY:
-		return TRY(percpu__try_copy_store(r->object, r->expected, r->dst, r->second, r->len, r->desired, by, order));
+		return TRY(percpu__try_copy_store(r->object, r->expected, r->dst, r->second, r->len, r->desired, by,
+						  order));
 	case PERCPU__PUSH_LINK:
-		return TRY(percpu__try_push(r->object, PERCPU__GATE_DISTANCE(r->object, by), r->desired, r->dst, by, order));
+		return TRY(percpu__try_push(r->object, PERCPU__GATE_DISTANCE(r->object, by), r->desired, r->dst, by,
+					    order));
 	case PERCPU__FOLLOW_NE:
 		r->out = TRY_WORD(percpu__try_follow(r->object, PERCPU__GATE_DISTANCE(r->object, by), r->expected,
 						     (ptrdiff_t)r->len, by, order));
@@ -152,11 +155,8 @@ void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by)
 
 void percpu__slow_add_release(uint64_t *p, uint64_t n, enum percpu__by by)
 {
-	percpu__slow(&(struct percpu__request){ .section = PERCPU__ADD,
-						.by = (unsigned char)by,
-						.order = PERCPU__RELEASE,
-						.object = p,
-						.desired = n });
+	percpu__slow(&(struct percpu__request){
+		.section = PERCPU__ADD, .by = (unsigned char)by, .order = PERCPU__RELEASE, .object = p, .desired = n });
 }
 
 void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by)
@@ -223,7 +223,8 @@ int percpu__slow_copy_store(uint64_t *p, uint64_t expected, void *dst, const voi
 						       .desired = desired });
 }
 
-uintptr_t percpu__slow_follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset, enum percpu__by by, enum percpu__order order)
+uintptr_t percpu__slow_follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset, enum percpu__by by,
+			      enum percpu__order order)
 {
 	struct percpu__request request = { .section = PERCPU__FOLLOW_NE,
 					   .by = (unsigned char)by,

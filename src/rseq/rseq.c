@@ -102,7 +102,8 @@ static bool libc_serves_this_task(void)
 	if (rc == -EPERM || rc == -EINVAL || rc == -ENOSYS) {
 		/* Another length than we think, or a sandbox that forbids to ask: the area must name this CPU. */
 		for (int i = 0; i < 3; i++)
-			if (percpu__sys4(SYS_getcpu, (long)&cpu, 0, 0, 0) == 0 && *(volatile uint32_t *)&area->cpu_id == cpu)
+			if (percpu__sys4(SYS_getcpu, (long)&cpu, 0, 0, 0) == 0 &&
+			    *(volatile uint32_t *)&area->cpu_id == cpu)
 				return true;
 	}
 	return false;
@@ -264,8 +265,8 @@ static void fill(void)
 	about->slice_extension =
 		about->v2 && percpu__sys6(SYS_prctl, PRCTL_RSEQ_SLICE, PRCTL_RSEQ_SLICE_GET, 0, 0, 0, 0) >= 0;
 	percpu__node_mask = about->node_id ? 0 : ~0U;
-	percpu__index_offset = about->concurrency_id ? offsetof(struct percpu__rseq, mm_cid)
-						     : offsetof(struct percpu__rseq, cpu_id);
+	percpu__index_offset =
+		about->concurrency_id ? offsetof(struct percpu__rseq, mm_cid) : offsetof(struct percpu__rseq, cpu_id);
 }
 
 void percpu__init(void)

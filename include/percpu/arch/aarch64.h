@@ -18,24 +18,23 @@
 #endif
 #define PERCPU__SIGNATURE_ASM ".inst 0xd428bc00\n\t" /* brk #0x45e0 */
 
-#define PERCPU__SCRATCH      "x13", "x14", "x15", "x16", "x17", "cc"
-#define PERCPU__SCRATCH_COPY "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "cc"
-#define PERCPU__ADD_OPERAND  "r"
+#define PERCPU__SCRATCH       "x13", "x14", "x15", "x16", "x17", "cc"
+#define PERCPU__SCRATCH_COPY  "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "cc"
+#define PERCPU__ADD_OPERAND   "r"
 #define PERCPU__LIMIT_OPERAND "r"
-#define PERCPU__COPY_OPERAND "r"
+#define PERCPU__COPY_OPERAND  "r"
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
 /* Conditional branches reach 1 MiB: the cold part stays in this section, behind this object's code. */
-#define PERCPU__A_COLD       ".subsection 1\n\t"
-#define PERCPU__A_COLD_END   ".previous\n\t"
-#define PERCPU__A_JUMP(l)    "b " l "\n\t"
+#define PERCPU__A_COLD     ".subsection 1\n\t"
+#define PERCPU__A_COLD_END ".previous\n\t"
+#define PERCPU__A_JUMP(l)  "b " l "\n\t"
 
 /* The thread's area, from C or loaded by the section itself, and how to publish a descriptor there. */
-#define PERCPU__A_AREA      "%[area]"
-#define PERCPU__A_SELF      "x13"
-#define PERCPU__A_LOAD_SELF "ldr x13, [%[self]]\n\t"
-#define PERCPU__A_ARM(desc, area)                                                                                      \
-	"adrp x15, " desc "\n\tadd x15, x15, :lo12:" desc "\n\tstr x15, [" area ", #8]\n\t"
+#define PERCPU__A_AREA            "%[area]"
+#define PERCPU__A_SELF            "x13"
+#define PERCPU__A_LOAD_SELF       "ldr x13, [%[self]]\n\t"
+#define PERCPU__A_ARM(desc, area) "adrp x15, " desc "\n\tadd x15, x15, :lo12:" desc "\n\tstr x15, [" area ", #8]\n\t"
 /* What PERCPU__A_LOAD_SELF takes: the address of percpu__self. */
 #define PERCPU__SELF_OPERAND (&percpu__self)
 /*
@@ -44,12 +43,12 @@
  * with the release that opens the gate (percpu__gate_unlock).
  */
 #define PERCPU__A_LOCATE(shift, area, closed)                                                                          \
-	"ldr w14, [" area ", %[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                           \
+	"ldr w14, [" area ", %[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                 \
 	"ldr w15, [x14, %[gate]]\n\tcbnz w15, " closed "\n\tadd x14, x14, x15\n\t"
 
 /* The same without a gate; leave if the index is the limit, that of threads which are not registered. */
 #define PERCPU__A_LOCATE_UNGATED(shift, area, closed)                                                                  \
-	"ldr w14, [" area ", %[index]]\n\tcmp w14, %w[limit]\n\tb.hs " closed "\n\t"                                  \
+	"ldr w14, [" area ", %[index]]\n\tcmp w14, %w[limit]\n\tb.hs " closed "\n\t"                                   \
 	"add x14, %[object], x14, lsl #" shift "\n\t"
 
 #define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "]]\n\tadd x14, x14, x15\n\t"

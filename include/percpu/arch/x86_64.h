@@ -19,9 +19,9 @@
 #define PERCPU__SCRATCH      "rax", "rcx", "cc"
 #define PERCPU__SCRATCH_COPY "rax", "rcx", "rdx", "r8", "r9", "xmm0", "cc"
 /* An addend known to the compiler must reach the add as an immediate: see above, it counts for the forwarding too. */
-#define PERCPU__ADD_OPERAND  "er"
+#define PERCPU__ADD_OPERAND   "er"
 #define PERCPU__LIMIT_OPERAND "r"
-#define PERCPU__COPY_OPERAND "rm" /* registers are scarce in unoptimised code */
+#define PERCPU__COPY_OPERAND  "rm" /* registers are scarce in unoptimised code */
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
 #define PERCPU__A_COLD       ".pushsection .text.percpu_cold, \"ax?\", @progbits\n\t"
@@ -47,18 +47,18 @@
 
 /* The same without a gate; leave if the index is the limit, that of threads which are not registered. */
 #define PERCPU__A_LOCATE_UNGATED(shift, area, closed)                                                                  \
-	"movl (" area ",%[index]), %%eax\n\tcmpl %[limit], %%eax\n\tjae " closed "\n\t"                               \
+	"movl (" area ",%[index]), %%eax\n\tcmpl %[limit], %%eax\n\tjae " closed "\n\t"                                \
 	"shlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"
 
-#define PERCPU__A_ADVANCE(off)       "addq (%[" off "]), %%rax\n\t"
-#define PERCPU__A_NE(val, l)         "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
+#define PERCPU__A_ADVANCE(off)        "addq (%[" off "]), %%rax\n\t"
+#define PERCPU__A_NE(val, l)          "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
-#define PERCPU__A_LOAD               "movq (%%rax), %%rcx\n\t"
-#define PERCPU__A_SAVE(addr)         "movq %%rcx, (%[" addr "])\n\t"
-#define PERCPU__A_LOAD_OUT(out)      "movq (%%rax), %[" out "]\n\t"
-#define PERCPU__A_IS(out, val, l)    "cmpq %[" val "], %[" out "]\n\tje " l "\n\t"
-#define PERCPU__A_FOLLOW(out, off)   "leaq (%[" out "],%[" off "]), %%rcx\n\tmovq (%%rcx), %%rcx\n\t"
-#define PERCPU__A_SET(out, imm)      "movq $" imm ", %[" out "]\n\t"
+#define PERCPU__A_LOAD                "movq (%%rax), %%rcx\n\t"
+#define PERCPU__A_SAVE(addr)          "movq %%rcx, (%[" addr "])\n\t"
+#define PERCPU__A_LOAD_OUT(out)       "movq (%%rax), %[" out "]\n\t"
+#define PERCPU__A_IS(out, val, l)     "cmpq %[" val "], %[" out "]\n\tje " l "\n\t"
+#define PERCPU__A_FOLLOW(out, off)    "leaq (%[" out "],%[" off "]), %%rcx\n\tmovq (%%rcx), %%rcx\n\t"
+#define PERCPU__A_SET(out, imm)       "movq $" imm ", %[" out "]\n\t"
 
 /* Whole words and vectors only: 16 bytes a turn, then the rest by its binary digits. Only private bytes are written. */
 #define PERCPU__A_COPY(dst, src, len)                                                                                  \
@@ -88,9 +88,17 @@
  * keeps in registers across a counter's addition stays there. The callee aligns the stack itself (src/gate/cold.c). Who
  * uses this must also contain an ordinary call: then the compiler keeps nothing below the stack pointer.
  */
-#define PERCPU__COLD_CALL(function, a, b, c, result)                                                                   	__asm__ __volatile__("call " function "@PLT"                                                                   			     : "=a"(result), "+D"(a), "+S"(b), "+d"(c)                                                 			     :                                                                                         			     : "rcx", "r8", "r9", "r10", "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5",        			       "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15",   			       "cc" PERCPU__AVX512_REGISTERS)
+#define PERCPU__COLD_CALL(function, a, b, c, result)                                                                   \
+	__asm__ __volatile__("call " function "@PLT"                                                                   \
+			     : "=a"(result), "+D"(a), "+S"(b), "+d"(c)                                                 \
+			     :                                                                                         \
+			     : "rcx", "r8", "r9", "r10", "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5",        \
+			       "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15",   \
+			       "cc" PERCPU__AVX512_REGISTERS)
 #ifdef __AVX512F__
-#define PERCPU__AVX512_REGISTERS                                                                                       	, "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27",  		"xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
+#define PERCPU__AVX512_REGISTERS                                                                                       \
+	, "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27",  \
+		"xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
 #else
 #define PERCPU__AVX512_REGISTERS
 #endif
