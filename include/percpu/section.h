@@ -90,6 +90,9 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 #define PERCPU__ENTER_SELF                                                                                             \
 	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
 	"1:\n\t" PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
+#define PERCPU__ENTER_UNGATED                                                                                          \
+	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
+	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
 #define PERCPU__LEAVE                                                                                                  \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_JUMP("%l[left]") PERCPU__A_COLD_END
 #define PERCPU__LEAVE_WORD                                                                                             \
@@ -112,9 +115,7 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 PERCPU__INLINE int percpu__try_count(uint64_t *object, uint64_t n, enum percpu__by by)
 {
 	__asm__ __volatile__ goto(
-		PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM(
-			"3b", PERCPU__A_SELF) "1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF,
-										"4f") PERCPU__A_ADD("n") PERCPU__LEAVE
+		PERCPU__ENTER_UNGATED PERCPU__A_ADD("n") PERCPU__LEAVE
 		:
 		: [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),
 		  [limit] PERCPU__LIMIT_OPERAND(percpu__remainder), [n] PERCPU__ADD_OPERAND(n)
