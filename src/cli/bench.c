@@ -21,7 +21,7 @@
 
 #define SECONDS       30.0
 #define ROUND_NS      3e6
-#define QUICK_SECONDS 5.0
+#define QUICK_SECONDS 4.0
 #define QUICK_NS      1.5e6
 
 /* The order of the table: what the 2018 talk showed comes first. */
@@ -44,7 +44,7 @@ static const char usage[] =
 	"\n"
 	"  -t, --threads N    up to N threads, 1 to 1024 (default: as many as there are CPUs)\n"
 	"  -s, --seconds S    spend about S seconds on all of it (default: 30)\n"
-	"  -q, --quick        the same as --seconds 5, with shorter rounds\n"
+	"  -q, --quick        the same as --seconds 4, with shorter rounds\n"
 	"      --json FILE    write the results as JSON; - means standard output, instead of the table\n"
 	"      --plot FILE    draw them with gnuplot; FILE ends with .svg or .png\n"
 	"  -l, --list         what is measured\n"

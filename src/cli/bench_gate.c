@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <linux/membarrier.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -45,28 +44,13 @@ static const char *skip_global(void)
 	return skip_unless(MEMBARRIER_CMD_GLOBAL_EXPEDITED);
 }
 
-/*
- * In the threads that run, not before: a process that registers with one thread is overlooked on its other CPUs. And
- * each on a CPU of its own, as long as there are enough: a thread that shares our CPU costs no interrupt.
- */
+/* In the threads that run, not before: a process that registers with one thread is overlooked on its other CPUs. */
 static void fence_begin(struct bench_worker *worker)
 {
-	cpu_set_t mine, one;
-	unsigned nth = 0;
-
+	(void)worker;
 	membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ);
 	membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
 	membarrier(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED);
-	if (sched_getaffinity(0, sizeof(mine), &mine))
-		return;
-	for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-		if (!CPU_ISSET(cpu, &mine) || nth++ != worker->id)
-			continue;
-		CPU_ZERO(&one);
-		CPU_SET(cpu, &one);
-		sched_setaffinity(0, sizeof(one), &one);
-		return;
-	}
 }
 
 BENCH_LOOP fence_percpu(struct bench_worker *worker, uint64_t n)

@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""percpu bench as an interface: names, JSON, refusals, files that cannot be written. Never how fast anything is.
+
+Usage: bench.py PERCPU results|skipped|refused|lost|plot
+Exits with 77 when what a group needs is not installed.
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+PERCPU = os.path.abspath(sys.argv[1])
+SHORT = ["--quick", "--seconds", "0.05"]
+NAMES = {
+    "cpu_number": {"percpu", "raw_field", "sched_getcpu", "getcpu_vdso", "getcpu_syscall"},
+    "counter_add": {"percpu", "plain", "tls", "getcpu_atomic", "shared_atomic", "mutex"},
+    "stack_pair": {"percpu", "plain_add", "index_outside", "mutex", "lockfree", "getcpu_lockfree", "ck_stack"},
+    "histogram_record": {"percpu", "plain", "getcpu_atomic", "mutex"},
+    "fence": {"percpu", "percpu_cpu", "membarrier_syscall", "membarrier_private_expedited",
+              "membarrier_global_expedited"},
+    "opv": {"percpu", "mutex"},
+    "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
+}
+
+os.chdir(tempfile.mkdtemp(prefix="percpu-bench-"))
+failures = 0
+
+
+def check(truth, what):
+    global failures
+    if not truth:
+        failures += 1
+        print("FAILED:", what)
+
+
+def bench(*args, env=None, stdout=subprocess.PIPE):
+    environment = dict(os.environ, **(env or {}))
+    return subprocess.run([PERCPU, "bench", *args], stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment,
+                          timeout=100, check=False)
+
+
+def check_cells(text, names, threads):
+    cells = json.loads(text)
+    check(isinstance(cells, list), "the JSON is an array")
+    seen = [(c["bench"], c["subject"], c["threads"]) for c in cells]
+    wanted = {(b, s, t) for b in names for s in NAMES[b] for t in threads}
+    check(len(seen) == len(set(seen)), "each cell is there once")
+    check(set(seen) == wanted, f"all cells: missing {wanted - set(seen)}, too many {set(seen) - wanted}")
+    for cell in cells:
+        if "skipped" in cell:
+            check(set(cell) == {"bench", "subject", "threads", "skipped"}, f"keys of {cell}")
+            check(isinstance(cell["skipped"], str) and len(cell["skipped"]) > 10, f"the reason in {cell}")
+            check(cell["subject"] != "percpu", f"ours is never skipped: {cell}")
+        else:
+            check(set(cell) == {"bench", "subject", "threads", "best_ns", "median_ns"}, f"keys of {cell}")
+            check(isinstance(cell["best_ns"], float) and isinstance(cell["median_ns"], float), f"numbers in {cell}")
+            check(0 < cell["best_ns"] <= cell["median_ns"] < 1e9, f"times in {cell}")
+    return {(c["bench"], c["subject"]): c.get("skipped") for c in cells}
+
+
+def one_line(result, status, *words):
+    what = f"{result.args[2:]}: status {result.returncode}, {result.stderr!r}"
+    check(result.returncode == status, f"exit status {status} from {what}")
+    check(result.stderr.startswith("percpu: ") and result.stderr.count("\n") == 1, f"one line from {what}")
+    for word in words:
+        check(word in result.stderr, f"'{word}' in {what}")
+
+
+def results():
+    with open("all.json", "w") as old:
+        old.write("x" * 100000)
+    run = bench(*SHORT, "--threads", "3", "--json", "all.json")
+    check(run.returncode == 0 and run.stderr == "", f"a run of everything: {run.returncode} {run.stderr}")
+    with open("all.json") as file:
+        check_cells(file.read(), NAMES, [1, 2, 3])
+    lines = [line.split() for line in run.stdout.splitlines()]
+    for name, subjects in NAMES.items():
+        for subject in subjects:
+            check(any(line[:2] == [name, subject] for line in lines), f"{name} {subject} in the table")
+    check("7.7x" in run.stdout and "53.9" in run.stdout, "what was published in the table")
+
+    run = bench(*SHORT, "--threads", "1", "--json", "-", "opv", "counter_add", "opv")
+    check(run.returncode == 0, "chosen benches")
+    check_cells(run.stdout, ["opv", "counter_add"], [1])
+
+    run = bench("--list")
+    check(run.returncode == 0 and all(name + ":" in run.stdout for name in NAMES), "--list")
+    run = bench("--help")
+    check(run.returncode == 0 and "--plot" in run.stdout, "--help")
+
+
+def skipped():
+    """Rivals that need the C library's registration, without it; and everything without sections."""
+    for env in {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}, {"GLIBC_TUNABLES": "glibc.pthread.rseq=0", "PERCPU_RSEQ": "off"}:
+        run = bench(*SHORT, "--threads", "2", "--json", "some.json", env=env)
+        check(run.returncode == 0 and run.stderr == "", f"{env}: {run.returncode} {run.stderr}")
+        with open("some.json") as file:
+            reasons = check_cells(file.read(), NAMES, [1, 2])
+        for cell in ("cpu_number", "raw_field"), ("stack_pair", "index_outside"):
+            check("registered" in (reasons[cell] or ""), f"{env}: {cell} is skipped")
+            check(f"not measured: {cell[0]} {cell[1]}: " in run.stdout, f"{env}: the table tells why {cell} is missing")
+
+
+def refused():
+    one_line(bench("counter_add", "nosuch"), 2, "nosuch", *NAMES)
+    for number in "0", "1025", "-1", "2.5", "two", "":
+        one_line(bench("--threads", number), 2, "1 to 1024")
+    for number in "0", "-1", "nan", "inf", "1x", "":
+        one_line(bench("--seconds", number), 2, "--seconds")
+    one_line(bench("--nosuch"), 2, "--nosuch")
+    one_line(bench("--json"), 2, "--json")
+    for name in "plot.pdf", "plot", "dir.svg/plot", "svg":
+        one_line(bench("--plot", name), 2, ".svg or .png", name)
+        check(not os.path.exists(name), f"{name} was not made")
+    # Before the first measurement: these would take minutes.
+    for option, name in ("--json", "missing/x.json"), ("--plot", "missing/x.png"), ("--json", "."):
+        one_line(bench("--seconds", "3000", option, name), 1, name)
+
+
+def lost():
+    """Results that cannot be delivered: told, never a crash."""
+    short = [*SHORT, "--threads", "1", "counter_add"]
+    os.symlink("/dev/full", "full.json")
+    one_line(bench(*short, "--json", "full.json"), 1, "full.json", "No space left")
+    with open("/dev/full", "w") as full:
+        one_line(bench(*short, stdout=full), 1, "standard output", "No space left")
+        one_line(bench(*short, "--json", "-", stdout=full), 1, "standard output", "No space left")
+        check(bench("--list", stdout=full).returncode == 1, "--list on a full disk")
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = bench(*short, "--json", "piped.json", stdout=writer)
+    os.close(writer)
+    check(run.returncode == 1 and run.stderr == "", f"a closed pipe: {run.returncode} {run.stderr}")
+    with open("piped.json") as file:
+        check_cells(file.read(), ["counter_add"], [1])
+
+    os.mkdir("bin")
+    run = bench(*short, "--json", "noplot.json", "--plot", "noplot.svg", env={"PATH": os.path.abspath("bin")})
+    one_line(run, 1, "gnuplot")
+    with open("noplot.json") as file:
+        check_cells(file.read(), ["counter_add"], [1])
+    for script in "exit 3", "exit 0", "kill -9 $$":
+        with open("bin/gnuplot", "w") as file:
+            file.write(f"#!/bin/sh\n{script}\n")
+        os.chmod("bin/gnuplot", 0o755)
+        one_line(bench(*short, "--plot", "noplot.svg", env={"PATH": os.path.abspath("bin")}), 1, "gnuplot")
+
+
+def plot():
+    if not shutil.which("gnuplot"):
+        print("gnuplot is not installed")
+        sys.exit(77)
+    name = "it's a \"plot\".svg"
+    run = bench(*SHORT, "--threads", "2", "--plot", name)
+    check(run.returncode == 0 and run.stderr == "", f"drawing SVG: {run.returncode} {run.stderr}")
+    with open(name) as file:
+        picture = file.read()
+    check(picture.startswith("<?xml") and picture.rstrip().endswith("</svg>"), "a whole SVG")
+    for text in *NAMES, "index_outside", "shared_atomic", "threads":
+        check(text in picture, f"'{text}' in the picture")
+    run = bench(*SHORT, "--threads", "1", "--plot", "one.PNG", "fence")
+    check(run.returncode == 0 and run.stderr == "", f"drawing PNG: {run.returncode} {run.stderr}")
+    with open("one.PNG", "rb") as file:
+        check(file.read(8) == b"\x89PNG\r\n\x1a\n", "a PNG")
+    os.symlink("/dev/full", "full.svg")
+    one_line(bench(*SHORT, "--threads", "1", "--plot", "full.svg", "fence"), 1, "full.svg", "No space left")
+
+
+directory = os.getcwd()
+try:
+    {"results": results, "skipped": skipped, "refused": refused, "lost": lost, "plot": plot}[sys.argv[2]]()
+finally:
+    os.chdir("/")
+    shutil.rmtree(directory)
+sys.exit(failures != 0)
