@@ -20,7 +20,8 @@
 /* Here, so that whoever links gates from the static library has this file's handlers too. */
 uint32_t percpu__fork_word;
 
-static uint32_t one_fork;
+static uint32_t one_fork; /* a lock: the forking thread has it from prepare to resume */
+static uint32_t nested;   /* forks by signal handlers of the forking thread, inside its fork; its own */
 
 static void each_gate(char *base, void (*what)(struct percpu__gate *gate))
 {
@@ -56,29 +57,51 @@ static void start_over(char *base, void *unused)
 	each_gate(base, percpu__gate_reset);
 }
 
+/* Signals are blocked wherever a lock is held that a handler of this thread could want and percpu__forker does not tell. */
 static void prepare(void)
 {
+	uint64_t saved;
+
 	percpu__thread_start();
-	percpu__lock_word(&one_fork);
-	percpu__lock_word(&percpu__cold_word);
-	__atomic_store_n(&percpu__fork_word, 1, __ATOMIC_RELAXED);
-	__atomic_store_n(&percpu__forker, (uintptr_t)&percpu__private, __ATOMIC_SEQ_CST);
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	percpu__each_area(quiesce, NULL);
+	percpu__block_signals(&saved);
+	if (percpu__forker == (uintptr_t)&percpu__private) {
+		nested++;
+	} else {
+		percpu__lock_word(&one_fork);
+		percpu__lock_word(&percpu__cold_word);
+		__atomic_store_n(&percpu__fork_word, 1, __ATOMIC_RELAXED);
+		__atomic_store_n(&percpu__forker, (uintptr_t)&percpu__private, __ATOMIC_SEQ_CST);
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		percpu__each_area(quiesce, NULL);
+	}
+	percpu__restore_signals(&saved);
 }
 
 static void resume(void)
 {
-	__atomic_store_n(&percpu__forker, 0, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&percpu__fork_word, 0, __ATOMIC_RELEASE);
-	percpu__futex_wake(&percpu__fork_word, INT_MAX, ~0U);
-	percpu__unlock_word(&percpu__cold_word);
-	percpu__unlock_word(&one_fork);
+	uint64_t saved;
+
+	percpu__block_signals(&saved);
+	if (nested) {
+		nested--;
+	} else {
+		__atomic_store_n(&percpu__forker, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&percpu__fork_word, 0, __ATOMIC_RELEASE);
+		percpu__futex_wake(&percpu__fork_word, INT_MAX, ~0U);
+		percpu__unlock_word(&percpu__cold_word);
+		percpu__unlock_word(&one_fork);
+	}
+	percpu__restore_signals(&saved);
 }
 
+/* The only thread: nobody to wake. A child of a nested fork resumes the outer fork's parent half when that returns. */
 static void in_child(void)
 {
 	percpu__each_area(start_over, NULL);
+	if (nested) {
+		nested--;
+		return;
+	}
 	percpu__forker = 0;
 	percpu__fork_word = 0;
 	percpu__cold_word = 0;
