@@ -22,17 +22,3 @@ uint64_t session_layout(void)
 		hash = (hash ^ numbers[i]) * 0x100000001b3ULL;
 	return hash;
 }
-
-void session_bind(struct session *session, void *base)
-{
-	uint64_t *counters = (uint64_t *)(void *)((char *)base + SESSION_AT_COUNTERS);
-	uint64_t *bytes = (uint64_t *)(void *)((char *)base + SESSION_AT_BYTES);
-	uint64_t *sizes = (uint64_t *)(void *)((char *)base + SESSION_AT_SIZES);
-
-	for (unsigned i = 0; i < SESSION_COUNTS; i++)
-		percpu_counter_init_shared(&session->counter[i], counters + i);
-	for (unsigned i = 0; i < SESSION_CLASSES; i++)
-		percpu_counter_init_shared(&session->bytes[i], bytes + i);
-	/* The last: who counts an allocation looks at this one, and then uses the others. */
-	percpu_histogram_init_shared(&session->sizes, sizes, SESSION_PRECISION);
-}

@@ -67,13 +67,6 @@ struct session_header {
 	uint32_t images; /* programs that attached, atomically; a forked child without exec shares its parent's */
 };
 
-/* The library's objects over a mapped session. Constant after session_bind(). */
-struct session {
-	struct percpu_counter counter[SESSION_COUNTS];
-	struct percpu_counter bytes[SESSION_CLASSES];
-	struct percpu_histogram sizes;
-};
-
 /* The power of two that an allocation's size falls under: 2^class <= size < 2^(class + 1), and 0 in class 0. */
 static inline unsigned session_class(size_t size)
 {
@@ -87,7 +80,34 @@ static inline struct session_header *session_header(void *base)
 
 /* A number that changes whenever the layout above does. */
 uint64_t session_layout(void);
-/* Make the objects over the area at @base. They are bound in an order that lets others use them meanwhile. */
-void session_bind(struct session *session, void *base);
+
+/*
+ * The library's objects over a mapped session, as percpu_counter_init_shared() and percpu_histogram_init_shared() make
+ * them. Made anew at each use: the compiler then knows all about them but the base, and where their gate is.
+ */
+static inline __attribute__((always_inline)) uint64_t *session_words(void *base, size_t at)
+{
+	return (uint64_t *)(void *)((char *)__builtin_assume_aligned(base, PERCPU_STRIDE) + at);
+}
+
+static inline __attribute__((always_inline)) struct percpu_counter session_counter(void *base, enum session_count what)
+{
+	return (struct percpu_counter){ .words = session_words(base, SESSION_AT_COUNTERS) + what, .by_cpu = true };
+}
+
+/* The bytes asked for by allocations of one class. */
+static inline __attribute__((always_inline)) struct percpu_counter session_bytes(void *base, unsigned class)
+{
+	return (struct percpu_counter){ .words = session_words(base, SESSION_AT_BYTES) + class, .by_cpu = true };
+}
+
+/* The allocation calls by size. */
+static inline __attribute__((always_inline)) struct percpu_histogram session_sizes(void *base)
+{
+	return (struct percpu_histogram){ .buckets = session_words(base, SESSION_AT_SIZES),
+					  .precision = SESSION_PRECISION,
+					  .count = PERCPU_HISTOGRAM_BUCKETS(SESSION_PRECISION),
+					  .by_cpu = true };
+}
 
 #endif

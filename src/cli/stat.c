@@ -110,7 +110,7 @@ static void tick(void *arg)
 
 	state->before = state->now;
 	state->now = swap;
-	if (sample_take(&state->now, &state->run.session, run_seconds(&state->run)))
+	if (sample_take(&state->now, state->run.base, run_seconds(&state->run)))
 		return;
 	show_live(&state->show, &state->now, &state->before);
 	/* On standard output once is enough. */
@@ -129,11 +129,11 @@ static int report(struct state *state)
 	const struct stat_options *options = state->options;
 
 	show_clear(&state->show);
-	if (sample_take(&state->now, &state->run.session, run_seconds(&state->run))) {
+	if (sample_take(&state->now, state->run.base, run_seconds(&state->run))) {
 		cli_complain("no memory for the final counts");
 		return EXIT_FAILED;
 	}
-	if (!state->run.header->images)
+	if (!session_header(state->run.base)->images)
 		cli_complain("%s did not load the counting object: nothing was counted", options->argv[0]);
 	if (!options->quiet || (!options->json && !options->openmetrics))
 		show_final(&state->show, &state->now);

@@ -53,7 +53,7 @@ struct sample {
 int sample_init(struct sample *sample);
 void sample_destroy(struct sample *sample);
 /* Reads what has been counted until now. Returns 0 or -ENOMEM. */
-int sample_take(struct sample *sample, struct session *session, double seconds);
+int sample_take(struct sample *sample, void *base, double seconds);
 /* The sum of one row of rows, class_calls or class_bytes. */
 uint64_t sample_sum(const struct sample *sample, const uint64_t *table, unsigned row);
 /* "0", "1", ... or "other", for the copy of threads that the kernel does not serve. */
@@ -67,9 +67,8 @@ int target_find(const char *name, char **path);
 
 /* stat_run.c */
 struct run {
-	struct session session;
-	struct session_header *header;
-	int fd;           /* the session's memory */
+	void *base;       /* the session's memory, mapped */
+	int fd;           /* the same, as a file */
 	pid_t child;
 	int status;       /* of the child, as waitpid(2) gave it */
 	double started;   /* CLOCK_MONOTONIC */

@@ -229,7 +229,7 @@ bool file_write_json(const char *name, const struct sample *now, const struct ru
 		json_object_set_new(root, "signal", json_integer(WTERMSIG(run->status)));
 	else
 		json_object_set_new(root, "exit_status", json_integer(WEXITSTATUS(run->status)));
-	json_object_set_new(root, "programs", json_integer(run->header->images));
+	json_object_set_new(root, "programs", json_integer(session_header(run->base)->images));
 	json_object_set_new(root, "possible_cpus", json_integer(now->copies - 1));
 	json_object_set_new(root, "counters", counters(now));
 	json_object_set_new(root, "allocation_sizes", sizes(now));

@@ -130,8 +130,7 @@ int run_prepare(struct run *run)
 	header->copies = percpu_copies();
 	if (getrandom(&header->key, sizeof(header->key), 0) != (ssize_t)sizeof(header->key))
 		header->key = (uint64_t)(now() * 1e9) ^ (uint64_t)getpid() << 32;
-	run->header = header;
-	session_bind(&run->session, base);
+	run->base = base;
 	return 0;
 }
 
@@ -158,7 +157,7 @@ static void become(const struct run *run, const char *path, char **argv, const c
 	char session[96];
 	int error = ENOMEM;
 
-	snprintf(session, sizeof(session), "/proc/%d/fd/%d %016" PRIx64, (int)getppid(), run->fd, run->header->key);
+	snprintf(session, sizeof(session), "/proc/%d/fd/%d %016" PRIx64, (int)getppid(), run->fd, session_header(run->base)->key);
 	if (list) {
 		/* Once is enough, where percpu stat runs under percpu stat. */
 		if (others && !strncmp(others, preload, strlen(preload)))

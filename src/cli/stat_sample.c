@@ -41,12 +41,13 @@ void sample_destroy(struct sample *sample)
 	*sample = (struct sample){ 0 };
 }
 
-static void take_sizes(struct sample *sample, unsigned index, struct session *session,
-		       struct percpu_snapshot *sizes)
+static void take_sizes(struct sample *sample, unsigned index, void *base, struct percpu_snapshot *sizes)
 {
+	struct percpu_histogram histogram = session_sizes(base);
+
 	memset(sizes->counts, 0, sizes->buckets * sizeof(sizes->counts[0]));
 	sizes->total = 0;
-	percpu_histogram_read(&session->sizes, (int)index, sizes);
+	percpu_histogram_read(&histogram, (int)index, sizes);
 	/* A bucket never lies in two classes: each power of two begins a bucket. */
 	for (size_t bucket = 0; bucket < sizes->buckets; bucket++)
 		if (sizes->counts[bucket]) {
@@ -55,15 +56,16 @@ static void take_sizes(struct sample *sample, unsigned index, struct session *se
 			sample->class_calls[class * sample->copies + index] += sizes->counts[bucket];
 		}
 	for (unsigned class = 0; class < SESSION_CLASSES; class++) {
+		struct percpu_counter bytes = session_bytes(base, class);
 		size_t at = (size_t)class * sample->copies + index;
 
-		sample->class_bytes[at] = percpu_counter_read_index(&session->bytes[class], index);
+		sample->class_bytes[at] = percpu_counter_read_index(&bytes, index);
 		sample->rows[ROW_ALLOC_CALLS * sample->copies + index] += sample->class_calls[at];
 		sample->rows[ROW_ALLOC_BYTES * sample->copies + index] += sample->class_bytes[at];
 	}
 }
 
-int sample_take(struct sample *sample, struct session *session, double seconds)
+int sample_take(struct sample *sample, void *base, double seconds)
 {
 	struct percpu_snapshot sizes;
 	int rc = percpu_snapshot_init(&sizes, SESSION_PRECISION);
@@ -74,10 +76,13 @@ int sample_take(struct sample *sample, struct session *session, double seconds)
 	memset(sample->class_calls, 0, (size_t)SESSION_CLASSES * sample->copies * sizeof(uint64_t));
 	memset(sample->rows, 0, (size_t)ROWS * sample->copies * sizeof(uint64_t));
 	for (unsigned index = 0; index < sample->copies; index++) {
-		take_sizes(sample, index, session, &sizes);
-		for (unsigned i = 0; i < SESSION_COUNTS; i++)
+		take_sizes(sample, index, base, &sizes);
+		for (unsigned i = 0; i < SESSION_COUNTS; i++) {
+			struct percpu_counter counter = session_counter(base, (enum session_count)i);
+
 			sample->rows[(ROW_COUNTERS + i) * sample->copies + index] =
-				percpu_counter_read_index(&session->counter[i], index);
+				percpu_counter_read_index(&counter, index);
+		}
 	}
 	percpu_snapshot_destroy(&sizes);
 	return 0;

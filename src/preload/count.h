@@ -16,10 +16,11 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-extern struct session session PERCPU_HIDDEN;
+/* The mapped session, NULL before and without it. Read by every call, written once. */
+extern void *session_base PERCPU_HIDDEN;
 
-/* Map the session if that was not tried yet. Tells whether counts can be made. Keeps errno. */
-PERCPU_HIDDEN bool session_attach(void) PERCPU__COLD;
+/* Map the session if that was not tried yet. Returns its base, NULL if there is none. Keeps errno. */
+PERCPU_HIDDEN void *session_attach(void) PERCPU__COLD;
 
 /* A function to be looked up; the linker gathers them. */
 struct real {
@@ -51,13 +52,20 @@ extern PERCPU_HIDDEN __thread bool real_looking __attribute__((tls_model("initia
 	REAL_OR(type, function, parameters, arguments, symbol_version, (void)0)
 #define REAL(type, function, parameters, arguments) REAL_VERSION(type, function, parameters, arguments, NULL)
 
+static inline __attribute__((always_inline)) void *session_now(void)
+{
+	void *base = session_base;
+
+	return PERCPU__LIKELY(base) ? base : session_attach();
+}
+
 static inline __attribute__((always_inline)) void count(enum session_count what, uint64_t n)
 {
-	struct percpu_counter *counter = &session.counter[what];
+	void *base = session_now();
+	struct percpu_counter counter = session_counter(base, what);
 
-	if (PERCPU__UNLIKELY(!counter->words) && !session_attach())
-		return;
-	percpu_counter_add_shared(counter, n);
+	if (PERCPU__LIKELY(base))
+		percpu_counter_add_shared(&counter, n);
 }
 
 #endif

@@ -66,10 +66,14 @@ REAL(void *, pvalloc, (size_t size), (size))
 
 static inline __attribute__((always_inline)) void count_allocation(size_t size)
 {
-	if (PERCPU__UNLIKELY(!session.sizes.buckets) && !session_attach())
+	void *base = session_now();
+	struct percpu_histogram sizes = session_sizes(base);
+	struct percpu_counter bytes = session_bytes(base, session_class(size));
+
+	if (PERCPU__UNLIKELY(!base))
 		return;
-	percpu_histogram_record_shared(&session.sizes, size);
-	percpu_counter_add_shared(&session.bytes[session_class(size)], size);
+	percpu_histogram_record_shared(&sizes, size);
+	percpu_counter_add_shared(&bytes, size);
 }
 
 /* What cannot be multiplied will not be given either; it counts as a call for nothing. */

@@ -19,13 +19,13 @@
 
 #include "preload/count.h"
 
-struct session session;
+void *session_base;
 
 extern const struct real __start_percpu_real[] PERCPU_HIDDEN;
 extern const struct real __stop_percpu_real[] PERCPU_HIDDEN;
 
-/* One way: UNDECIDED to TRYING, then to what came out, or back if it was too early to tell. */
-static enum { UNDECIDED, TRYING, ATTACHED, NONE } state;
+/* One way: UNDECIDED to TRYING, then to TRIED, or back if it was too early to tell. */
+static enum { UNDECIDED, TRYING, TRIED } state;
 
 /* "/proc/PID/fd/N KEY", and nothing else: whoever sets our environment must not make us open other files. */
 static bool parse(const char *value, char path[static 64], uint64_t *key)
@@ -93,7 +93,7 @@ static void *map(const char *path, uint64_t key)
 	return base;
 }
 
-bool session_attach(void)
+void *session_attach(void)
 {
 	int seen = UNDECIDED;
 	int saved = errno;
@@ -103,20 +103,19 @@ bool session_attach(void)
 	void *base = NULL;
 
 	if (!__atomic_compare_exchange_n((int *)&state, &seen, TRYING, false, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE))
-		return seen == ATTACHED;
+		return __atomic_load_n(&session_base, __ATOMIC_RELAXED);
 	if (!environ) {
 		/* The loader calls us before the C library has started. */
 		__atomic_store_n((int *)&state, UNDECIDED, __ATOMIC_RELEASE);
-		return false;
+		return NULL;
 	}
 	value = secure_getenv(SESSION_ENV);
 	if (value && parse(value, path, &key))
 		base = map(path, key);
-	if (base)
-		session_bind(&session, base);
-	__atomic_store_n((int *)&state, base ? ATTACHED : NONE, __ATOMIC_RELEASE);
+	__atomic_store_n(&session_base, base, __ATOMIC_RELAXED);
+	__atomic_store_n((int *)&state, TRIED, __ATOMIC_RELEASE);
 	errno = saved;
-	return base != NULL;
+	return base;
 }
 
 __thread bool real_looking __attribute__((tls_model("initial-exec")));

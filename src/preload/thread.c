@@ -5,9 +5,13 @@
  * To tell whether a lock call had to wait, it tries first: every type and protocol of mutex answers a try as it answers
  * a lock (EOWNERDEAD, ENOTRECOVERABLE, EAGAIN, EINVAL, success for the owner of a recursive one), except that where the
  * lock would wait, or would report EDEADLK, the try says EBUSY. Then the lock itself decides.
+ *
+ * With a single thread the C library locks without an atomic instruction, but tries with one. There nobody can hold the
+ * mutex but another process, so only a mutex between processes is tried.
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sys/single_threaded.h>
 #include <threads.h>
 #include <time.h>
 
@@ -43,11 +47,21 @@ REAL(int, cnd_wait, (cnd_t * cond, mtx_t *mutex), (cond, mutex))
 REAL(int, cnd_timedwait, (cnd_t * cond, mtx_t *mutex, const struct timespec *until), (cond, mutex, until))
 REAL(int, thrd_create, (thrd_t * thread, thrd_start_t start, void *arg), (thread, start, arg))
 
+/* In the kind of a mutex, as the C library's static initialisers and pthread_mutex_init() have it. */
+#define SHARED_BIT 128
+
+static inline bool cannot_wait(const pthread_mutex_t *mutex)
+{
+	return __libc_single_threaded && !(mutex->__data.__kind & SHARED_BIT);
+}
+
 EXPORT int pthread_mutex_lock(pthread_mutex_t *mutex)
 {
 	int rc;
 
 	count(COUNT_LOCK_CALLS, 1);
+	if (cannot_wait(mutex))
+		return real_pthread_mutex_lock(mutex);
 	rc = real_pthread_mutex_trylock(mutex);
 	if (PERCPU__LIKELY(rc != EBUSY))
 		return rc;
