@@ -24,11 +24,11 @@ struct plan {
 	unsigned index, other; /* the two indexes that may be named; other is UINT32_MAX until it is */
 };
 
-/* A futex wait on a value that has passed its time only reads the word. */
+/* Moves no sleeper to nowhere, if the word has some value: whatever it has, it is only read. */
 static int probe_read(uintptr_t at)
 {
-	static const int64_t now[2] = { 0, 0 };
-	long rc = percpu__sys6(SYS_futex, (long)at, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, (long)now, 0, 0);
+	uint32_t nobody = 0;
+	long rc = percpu__sys6(SYS_futex, (long)at, FUTEX_CMP_REQUEUE | FUTEX_PRIVATE_FLAG, 0, 0, (long)&nobody, 0);
 
 	return rc == -EFAULT ? -EFAULT : 0;
 }
