@@ -115,13 +115,16 @@ BENCH_LOOP stack_plain_add(struct bench_worker *worker, uint64_t n)
 }
 
 /*
- * ---- index_outside: the shape of restartable sequences as libraries have them
+ * ---- index_outside: the shape of restartable sequences as other libraries have them
  *
  * The CPU number is read before the sequence, which compares it with the current one. "Pop" compares the head with
  * NULL, stores it to memory for the caller, follows it and stores what it finds; "push" reads the head before the
  * sequence, links the node to it, and stores the node if the head is still the same. What was interrupted is done again.
- * Given the best of circumstances: the lists lie in memory of the same layout as ours, no operand needs an index
- * register, and the C library's constant leads to the thread's registered area, so that the compiler finds it once.
+ *
+ * Only the shape differs from ours: the lists lie in memory of the same layout, and each operation finds the thread's
+ * registered area as ours do, by one load. (A library that may have to register threads itself cannot use a constant.)
+ * index_outside_glibc shows how much that is: there the C library's constant leads to the area, once for the whole loop.
+ * No operand has an index register, and nothing is tested that the shape does not need; so there is no gate either.
  */
 #if defined PERCPU_NO_SECTIONS
 static const char *skip_outside(void)
@@ -129,15 +132,30 @@ static const char *skip_outside(void)
 	return "built without restartable sequences";
 }
 
+#define skip_outside_glibc skip_outside
+
 BENCH_LOOP stack_outside(struct bench_worker *worker, uint64_t n)
 {
 	(void)worker;
 	(void)n;
 }
+
+#define stack_outside_glibc stack_outside
 #else
 static const char *skip_outside(void)
 {
-	return bench_skip_raw_rseq();
+	struct percpu_description how;
+
+	return percpu_describe(&how) || how.mode == PERCPU_MODE_NONE ? "restartable sequences cannot be used here"
+								     : NULL;
+}
+
+/* With the library's own registration the C library's symbols lead nowhere. */
+static const char *skip_outside_glibc(void)
+{
+	const char *reason = skip_outside();
+
+	return reason ? reason : bench_skip_raw_rseq();
 }
 
 /* Local labels as in <percpu/section.h>: 1 first instruction, 2 end, 3 descriptor, 4 abort. */
@@ -197,22 +215,34 @@ again:;
 		: again);
 }
 
-BENCH_LOOP stack_outside(struct bench_worker *worker, uint64_t n)
+static inline __attribute__((always_inline)) void outside_pairs(bool by_constant, uint64_t n)
 {
-	struct percpu__rseq *area = bench_raw_rseq();
+	struct percpu__rseq *constant = by_constant ? bench_raw_rseq() : NULL;
 	struct outside_list *list = &lists.outside;
 
-	(void)worker;
 	for (; n; n--) {
-		struct percpu_stack_node *node = outside_pop(area, list);
+		struct percpu_stack_node *node = outside_pop(by_constant ? constant : percpu__self, list);
 
 		if (__builtin_expect(!node, 0)) {
 			node = another_node();
 			if (!node)
 				return;
 		}
-		outside_push(area, list, node);
+		outside_push(by_constant ? constant : percpu__self, list, node);
 	}
+}
+
+/* Each thread is registered by then: it has put nodes on our list. */
+BENCH_LOOP stack_outside(struct bench_worker *worker, uint64_t n)
+{
+	(void)worker;
+	outside_pairs(false, n);
+}
+
+BENCH_LOOP stack_outside_glibc(struct bench_worker *worker, uint64_t n)
+{
+	(void)worker;
+	outside_pairs(true, n);
 }
 #endif
 
@@ -323,7 +353,16 @@ BENCH_LOOP stack_ck(struct bench_worker *worker, uint64_t n)
 }
 #endif
 
-enum { STACK_PERCPU, STACK_PLAIN_ADD, STACK_OUTSIDE, STACK_MUTEX, STACK_LOCKFREE, STACK_GETCPU_LOCKFREE, STACK_CK };
+enum {
+	STACK_PERCPU,
+	STACK_PLAIN_ADD,
+	STACK_OUTSIDE,
+	STACK_OUTSIDE_GLIBC,
+	STACK_MUTEX,
+	STACK_LOCKFREE,
+	STACK_GETCPU_LOCKFREE,
+	STACK_CK
+};
 
 static const struct bench_subject stack_subjects[] = {
 	[STACK_PERCPU] = { .name = "percpu",
@@ -336,6 +375,10 @@ static const struct bench_subject stack_subjects[] = {
 			    .what = "sequences that compare a CPU number read before them",
 			    .loop = stack_outside,
 			    .skip = skip_outside },
+	[STACK_OUTSIDE_GLIBC] = { .name = "index_outside_glibc",
+				  .what = "the same, finding the thread by the C library's constant",
+				  .loop = stack_outside_glibc,
+				  .skip = skip_outside_glibc },
 	[STACK_MUTEX] = { .name = "mutex", .what = "one list under a pthread mutex", .loop = stack_mutex },
 	[STACK_LOCKFREE] = { .name = "lockfree", .what = "one lock-free list (Treiber's)", .loop = stack_lockfree },
 	[STACK_GETCPU_LOCKFREE] = { .name = "getcpu_lockfree",
