@@ -282,19 +282,15 @@ void percpu__each_area(void (*visit)(char *base, void *arg), void *arg)
 bool percpu__area_find(const void *address, char **base, unsigned *index)
 {
 	size_t bytes = (size_t)(percpu__remainder + 1) << PERCPU_STRIDE_SHIFT;
-	bool found = false;
-	uint64_t saved;
 
-	percpu__cold_lock(&saved);
-	for (const struct area *area = areas; area && !found; area = area->next) {
+	for (const struct area *area = areas; area; area = area->next) {
 		size_t distance = (size_t)((uintptr_t)address - (uintptr_t)area->base);
 
 		if ((uintptr_t)address >= (uintptr_t)area->base && distance < bytes) {
 			*base = area->base;
 			*index = (unsigned)(distance >> PERCPU_STRIDE_SHIFT);
-			found = true;
+			return true;
 		}
 	}
-	percpu__cold_unlock(&saved);
-	return found;
+	return false;
 }

@@ -54,7 +54,7 @@ extern PERCPU_HIDDEN uint32_t percpu__cold_word;
 /* Under the lock: calls visit for the base of each area. */
 PERCPU_HIDDEN void percpu__each_area(void (*visit)(char *base, void *arg), void *arg);
 
-/* Whether an address lies in an area: its base and index, if so. Takes the lock. */
+/* Under the lock: whether an address lies in an area; its base and index, if so. */
 PERCPU_HIDDEN bool percpu__area_find(const void *address, char **base, unsigned *index);
 
 /* Reserves copies at a multiple of the stride. fd -1: private memory. Returns NULL or sets *error to -errno. */

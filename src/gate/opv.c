@@ -80,14 +80,12 @@ static int add_gate(struct plan *plan, char *base, unsigned index)
 	return 0;
 }
 
-/* Where an operand lies: in a copy, whose gate is noted, or in ordinary memory, which is probed. */
-static int place(struct plan *plan, const void *memory, uint32_t len, bool written)
+/* Where an operand lies: in a copy, whose gate is noted (0), or in ordinary memory, still to be probed (1). */
+static int place(struct plan *plan, const void *memory, uint32_t len)
 {
 	char *base;
 	unsigned index;
 
-	if (!memory)
-		return -EFAULT;
 	if (percpu__area_find(memory, &base, &index)) {
 		size_t at = (uintptr_t)memory & (PERCPU_STRIDE - 1);
 
@@ -97,7 +95,7 @@ static int place(struct plan *plan, const void *memory, uint32_t len, bool writt
 	}
 	if (len && percpu__area_find((const char *)memory + len - 1, &base, &index))
 		return -EINVAL;
-	return probe(memory, len, written ? probe_write : probe_read);
+	return 1;
 }
 
 static bool is_number(uint32_t len)
@@ -145,8 +143,9 @@ static int check(const struct percpu_op *op)
 
 static int make_plan(struct plan *plan, const struct percpu_op *ops, unsigned n)
 {
-	uint64_t total = 0;
-	int rc;
+	unsigned plain_dst = 0, plain_src = 0; /* a bit for each operation */
+	uint64_t total = 0, saved;
+	int rc = 0;
 
 	for (unsigned i = 0; i < n; i++) {
 		rc = check(&ops[i]);
@@ -156,14 +155,26 @@ static int make_plan(struct plan *plan, const struct percpu_op *ops, unsigned n)
 	}
 	if (total > PERCPU_OPV_MAX_TOTAL)
 		return -E2BIG;
+	percpu__cold_lock(&saved);
+	for (unsigned i = 0; i < n && rc >= 0; i++) {
+		if (ops[i].op == PERCPU_OP_MB)
+			continue;
+		rc = place(plan, ops[i].dst, ops[i].len);
+		plain_dst |= (unsigned)(rc == 1) << i;
+		if (rc < 0 || !ops[i].src)
+			continue;
+		rc = place(plan, ops[i].src, ops[i].len);
+		plain_src |= (unsigned)(rc == 1) << i;
+	}
+	percpu__cold_unlock(&saved);
+	if (rc < 0)
+		return rc;
 	for (unsigned i = 0; i < n; i++) {
 		bool compares = ops[i].op == PERCPU_OP_COMPARE_EQ || ops[i].op == PERCPU_OP_COMPARE_NE;
 
-		if (ops[i].op == PERCPU_OP_MB)
-			continue;
-		rc = place(plan, ops[i].dst, ops[i].len, !compares);
-		if (!rc && ops[i].src)
-			rc = place(plan, ops[i].src, ops[i].len, false);
+		rc = plain_dst >> i & 1 ? probe(ops[i].dst, ops[i].len, compares ? probe_read : probe_write) : 0;
+		if (!rc && plain_src >> i & 1)
+			rc = probe(ops[i].src, ops[i].len, probe_read);
 		if (rc)
 			return rc;
 	}

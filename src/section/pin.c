@@ -9,6 +9,7 @@
  * be marked as not unloadable; dlclose() then returns success and leaves it mapped.
  */
 #include <dlfcn.h>
+#include <link.h>
 #include <stddef.h>
 
 #include <percpu/section.h>
@@ -18,11 +19,13 @@
 void percpu__pin(const void *in_object)
 {
 	static const void *last;
+	struct link_map *map;
 	Dl_info info;
 
 	/* The constructor runs once for every source file of an object. */
 	if (__atomic_exchange_n(&last, in_object, __ATOMIC_RELAXED) == in_object)
 		return;
-	if (dladdr(in_object, &info) && info.dli_fname && info.dli_fname[0])
-		(void)dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
+	/* The program itself has no name here, and is never unloaded. */
+	if (dladdr1(in_object, &info, (void **)&map, RTLD_DL_LINKMAP) && map->l_name[0])
+		(void)dlopen(map->l_name, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
 }
