@@ -51,7 +51,7 @@ static const char usage[] =
 	"  -h, --help         this text\n"
 	"\n"
 	"Times are nanoseconds per operation and thread: a round's wall time divided by the operations of one thread.\n"
-	"The last column is the median divided by that of subject \"percpu\" of the same bench and number of threads.\n";
+	"The last column is the best time divided by that of subject \"percpu\" of the same bench and number of threads.\n";
 
 static void list_benches(void)
 {
@@ -151,15 +151,22 @@ static int parse(struct options *options, int argc, char **argv)
 			options->seconds = QUICK_SECONDS;
 			options->round_ns = QUICK_NS;
 			break;
-		case OPT_JSON: options->json = optarg; break;
+		case OPT_JSON:
+			options->json = optarg;
+			break;
 		case OPT_PLOT:
 			options->plot = optarg;
 			if (!parse_suffix(optarg, &options->picture))
 				return cli_usage("bench", "a plot's name ends with .svg or .png, not \"%s\"", optarg);
 			break;
-		case 'l': list_benches(); return cli_close_stdout();
-		case 'h': fputs(usage, stdout); return cli_close_stdout();
-		default: return cli_bad_option("bench", c, argv);
+		case 'l':
+			list_benches();
+			return cli_close_stdout();
+		case 'h':
+			fputs(usage, stdout);
+			return cli_close_stdout();
+		default:
+			return cli_bad_option("bench", c, argv);
 		}
 	}
 	for (; optind < argc; optind++) {

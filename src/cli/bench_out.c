@@ -54,7 +54,7 @@ static double measure_of(const struct bench_results *results, const struct bench
 
 		if (other->bench == cell->bench && other->threads == cell->threads &&
 		    other->subject == cell->bench->subjects)
-			return other->median;
+			return other->best;
 	}
 	return 0;
 }
@@ -97,7 +97,7 @@ static int add_row(struct libscols_table *table, const struct bench_results *res
 	rc = rc ? rc : scols_line_set_data(line, COL_BEST, text);
 	format_ns(text, cell->median);
 	rc = rc ? rc : scols_line_set_data(line, COL_MEDIAN, text);
-	format_ratio(text, cell->median / measure_of(results, cell));
+	format_ratio(text, cell->best / measure_of(results, cell));
 	return rc ? rc : scols_line_set_data(line, COL_RATIO, text);
 }
 

@@ -150,10 +150,10 @@ static int print_panel(FILE *script, const struct bench *bench, const struct ben
 				continue;
 			if (!any)
 				fprintf(script, "$%s_%s << EOD\n", bench->name, cell->subject->name);
-			fprintf(script, "%u %.6g\n", cell->threads, cell->median);
-			low = cell->median < low ? cell->median : low;
-			high = cell->median > high ? cell->median : high;
-			lines[count].last = cell->median;
+			fprintf(script, "%u %.6g\n", cell->threads, cell->best);
+			low = cell->best < low ? cell->best : low;
+			high = cell->best > high ? cell->best : high;
+			lines[count].last = cell->best;
 			any = true;
 		}
 		if (any) {
@@ -213,7 +213,7 @@ static int print_script(FILE *script, enum bench_picture kind, const struct benc
 			700 * columns, 340 * rows + 60, 700 * columns, 340 * rows + 60);
 	bench_machine(machine, sizeof(machine));
 	fprintf(script, "set encoding utf8\nset multiplot layout %u,%u title \"", rows, columns);
-	fputs("{/:Bold*1.15 Time per operation and thread, median}\\n{/*0.85 ", script);
+	fputs("{/:Bold*1.15 Time per operation and thread, best round}\\n{/*0.85 ", script);
 	print_text(script, machine);
 	fprintf(script,
 		"}\"\nset lmargin 10\nset rmargin 34\n"

@@ -400,7 +400,8 @@ static int stack_setup(unsigned threads)
 	lists.cpus = percpu_possible_cpus();
 	lists.free.word = 0;
 	lists.locked.head = NULL;
-	lists.free_nodes = aligned_alloc(_Alignof(struct free_node), 2 * threads * DEPTH * sizeof(*lists.free_nodes));
+	lists.free_nodes =
+		aligned_alloc(_Alignof(struct free_node), (size_t)2 * threads * DEPTH * sizeof(*lists.free_nodes));
 	lists.by_cpu = aligned_alloc(_Alignof(struct free_head), lists.cpus * sizeof(*lists.by_cpu));
 	lists.outside.heads = percpu_alloc(sizeof(*lists.outside.heads), 64);
 	if (!lists.free_nodes || !lists.by_cpu || !lists.outside.heads)
