@@ -58,7 +58,7 @@ static int print_json(const struct field *fields, size_t n, const char *const *m
 		const struct field *field = &fields[i];
 
 		json_object_set_new(root, field->name,
-				    field->kind == TEXT	    ? json_string(field->text)
+				    field->kind == TEXT     ? json_string(field->text)
 				    : field->kind == NUMBER ? json_integer(field->number)
 							    : json_boolean(field->number));
 	}
@@ -98,7 +98,7 @@ static int print_table(const struct field *fields, size_t n, const char *const *
 		scols_line_set_data(line, 1,
 				    fields[i].kind == TEXT     ? fields[i].text
 				    : fields[i].kind == NUMBER ? number
-				    : fields[i].number	       ? "yes"
+				    : fields[i].number         ? "yes"
 							       : "no");
 	}
 	if (!table || scols_print_table_to_string(table, &text) || !text) {

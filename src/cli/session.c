@@ -12,8 +12,8 @@ static const char layout[] = SESSION_COUNTERS(X_NAME);
 
 uint64_t session_layout(void)
 {
-	const uint64_t numbers[] = { PERCPU_STRIDE,    SESSION_PRECISION, SESSION_CLASSES, SESSION_AT_COUNTERS,
-				     SESSION_AT_BYTES, SESSION_AT_SIZES };
+	const uint64_t numbers[] = { PERCPU_STRIDE,       SESSION_PRECISION, SESSION_CLASSES,
+				     SESSION_AT_COUNTERS, SESSION_AT_BYTES,  SESSION_AT_SIZES };
 	uint64_t hash = 0xcbf29ce484222325ULL;
 
 	for (size_t i = 0; i < sizeof(layout); i++)

@@ -19,7 +19,7 @@
 
 #include <percpu/histogram.h>
 
-#define SESSION_ENV  "PERCPU_STAT_SESSION"
+#define SESSION_ENV "PERCPU_STAT_SESSION"
 /* The name of the memory file, as the links in /proc/PID/fd show it. */
 #define SESSION_NAME "percpu-stat"
 #define SESSION_LINK "/memfd:" SESSION_NAME

@@ -67,11 +67,11 @@ int target_find(const char *name, char **path);
 
 /* stat_run.c */
 struct run {
-	void *base;       /* the session's memory, mapped */
-	int fd;           /* the same, as a file */
+	void *base; /* the session's memory, mapped */
+	int fd;     /* the same, as a file */
 	pid_t child;
-	int status;       /* of the child, as waitpid(2) gave it */
-	double started;   /* CLOCK_MONOTONIC */
+	int status;     /* of the child, as waitpid(2) gave it */
+	double started; /* CLOCK_MONOTONIC */
 };
 /* Make the memory. Returns 0, or an exit status when it has complained. */
 int run_prepare(struct run *run);

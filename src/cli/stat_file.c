@@ -179,7 +179,7 @@ static json_t *sizes(const struct sample *now)
 {
 	json_t *array = json_array();
 
-	for (unsigned class = 0; class < SESSION_CLASSES; class++) {
+	for (unsigned class = 0; class < SESSION_CLASSES; class ++) {
 		json_t *size;
 
 		if (!sample_sum(now, now->class_calls, class))
@@ -270,7 +270,7 @@ bool file_write_openmetrics(const char *name, const struct sample *now)
 	fputs("# TYPE percpu_alloc_size_bytes histogram\n# UNIT percpu_alloc_size_bytes bytes\n"
 	      "# HELP percpu_alloc_size_bytes Sizes that allocation calls asked for.\n",
 	      file);
-	for (unsigned class = 0; class < SESSION_CLASSES - 1; class++) {
+	for (unsigned class = 0; class < SESSION_CLASSES - 1; class ++) {
 		sum += sample_sum(now, now->class_calls, class);
 		fprintf(file, "percpu_alloc_size_bytes_bucket{le=\"%llu\"} %llu\n",
 			(unsigned long long)class_high(class), (unsigned long long)sum);

@@ -32,13 +32,9 @@
 #define MFD_NOEXEC_SEAL 8U
 #endif
 
-/* Those that stop or end us by default and mean nothing that happened inside us. */
-static const int followed[] = { SIGHUP,	 SIGINT,  SIGQUIT, SIGTERM,   SIGUSR1,	SIGUSR2, SIGALRM,
-				SIGTSTP, SIGCONT, SIGCHLD, SIGWINCH,  SIGURG,	SIGIO,	 SIGPWR,
-#ifdef SIGSTKFLT
-				SIGSTKFLT,
-#endif
-};
+/* Those that stop or end us by default and mean nothing that happened inside us; and all real-time signals. */
+static const int followed[] = { SIGHUP,  SIGINT,  SIGQUIT,  SIGTERM, SIGUSR1, SIGUSR2, SIGALRM,   SIGTSTP,
+				SIGCONT, SIGCHLD, SIGWINCH, SIGURG,  SIGIO,   SIGPWR,  SIGVTALRM, SIGPROF };
 
 /* As they were when we were started: the program gets them back. */
 static sigset_t old_mask;
@@ -134,15 +130,23 @@ int run_prepare(struct run *run)
 	return 0;
 }
 
-static void take_signals(sigset_t *set)
+static void followed_signals(sigset_t *set)
 {
-	struct sigaction ignore = { .sa_handler = SIG_IGN };
-	struct sigaction standard = { .sa_handler = SIG_DFL };
-
 	sigemptyset(set);
 	for (size_t i = 0; i < sizeof(followed) / sizeof(followed[0]); i++)
 		sigaddset(set, followed[i]);
-	sigprocmask(SIG_BLOCK, set, &old_mask);
+	for (int number = SIGRTMIN; number <= SIGRTMAX; number++)
+		sigaddset(set, number);
+}
+
+static void take_signals(void)
+{
+	struct sigaction ignore = { .sa_handler = SIG_IGN };
+	struct sigaction standard = { .sa_handler = SIG_DFL };
+	sigset_t set;
+
+	followed_signals(&set);
+	sigprocmask(SIG_BLOCK, &set, &old_mask);
 	sigaction(SIGPIPE, &ignore, &old_pipe);
 	sigaction(SIGXFSZ, &ignore, &old_size);
 	sigaction(SIGCHLD, &standard, &old_child);
@@ -157,7 +161,8 @@ static void become(const struct run *run, const char *path, char **argv, const c
 	char session[96];
 	int error = ENOMEM;
 
-	snprintf(session, sizeof(session), "/proc/%d/fd/%d %016" PRIx64, (int)getppid(), run->fd, session_header(run->base)->key);
+	snprintf(session, sizeof(session), "/proc/%d/fd/%d %016" PRIx64, (int)getppid(), run->fd,
+		 session_header(run->base)->key);
 	if (list) {
 		/* Once is enough, where percpu stat runs under percpu stat. */
 		if (others && !strncmp(others, preload, strlen(preload)))
@@ -180,7 +185,6 @@ static void become(const struct run *run, const char *path, char **argv, const c
 int run_start(struct run *run, const char *path, char **argv)
 {
 	char preload[4096];
-	sigset_t set;
 	int report[2];
 	int error = 0;
 	int rc = find_preload(preload, sizeof(preload));
@@ -197,7 +201,7 @@ int run_start(struct run *run, const char *path, char **argv)
 		cli_complain("cannot start a process: %s", strerror(errno));
 		return EXIT_REFUSED;
 	}
-	take_signals(&set);
+	take_signals();
 	run->started = now();
 	run->child = fork();
 	if (run->child < 0) {
@@ -281,9 +285,7 @@ void run_follow(struct run *run, unsigned interval_ms, void (*tick)(void *), voi
 	bool ended = false;
 	sigset_t set;
 
-	sigemptyset(&set);
-	for (size_t i = 0; i < sizeof(followed) / sizeof(followed[0]); i++)
-		sigaddset(&set, followed[i]);
+	followed_signals(&set);
 	wait[0] = (struct pollfd){ signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK), POLLIN, 0 };
 	wait[1] = (struct pollfd){ timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), POLLIN, 0 };
 	if (wait[1].fd >= 0 && interval_ms)

@@ -11,11 +11,9 @@
 #define UNIT_CALLS                  false
 #define UNIT_BYTES                  true
 
-const struct stat_row stat_rows[ROWS] = {
-	{ "alloc_calls", "Calls of malloc, calloc, realloc and their kin", false },
-	{ "alloc_bytes", "Bytes that these asked for", true },
-	SESSION_COUNTERS(X_ROW)
-};
+const struct stat_row stat_rows[ROWS] = { { "alloc_calls", "Calls of malloc, calloc, realloc and their kin", false },
+					  { "alloc_bytes", "Bytes that these asked for", true },
+					  SESSION_COUNTERS(X_ROW) };
 
 int sample_init(struct sample *sample)
 {
@@ -55,9 +53,9 @@ static void take_sizes(struct sample *sample, unsigned index, void *base, struct
 
 			sample->class_calls[class * sample->copies + index] += sizes->counts[bucket];
 		}
-	for (unsigned class = 0; class < SESSION_CLASSES; class++) {
+	for (unsigned class = 0; class < SESSION_CLASSES; class ++) {
 		struct percpu_counter bytes = session_bytes(base, class);
-		size_t at = (size_t)class * sample->copies + index;
+		size_t at = (size_t) class * sample->copies + index;
 
 		sample->class_bytes[at] = percpu_counter_read_index(&bytes, index);
 		sample->rows[ROW_ALLOC_CALLS * sample->copies + index] += sample->class_calls[at];

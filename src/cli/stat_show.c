@@ -234,7 +234,7 @@ static char *size_table(const struct sample *now, unsigned width)
 	if (!columns_init(&columns, now, width))
 		return NULL;
 	table = new_table(now, &columns, heads, 3);
-	for (unsigned class = 0; table && class < SESSION_CLASSES; class++) {
+	for (unsigned class = 0; table && class < SESSION_CLASSES; class ++) {
 		uint64_t calls = sample_sum(now, now->class_calls, class);
 		struct libscols_line *line = calls ? scols_table_new_line(table, NULL) : NULL;
 		char text[64];
@@ -271,7 +271,8 @@ static void draw(struct show *show, const char *text, struct winsize size)
 	for (unsigned i = 1; i < lines; i++) {
 		size_t length = strcspn(text, "\n");
 
-		n += (size_t)sprintf(out + n, "\r\n%.*s", (int)(length < size.ws_col ? length : size.ws_col - 1U), text);
+		n += (size_t)sprintf(out + n, "\r\n%.*s", (int)(length < size.ws_col ? length : size.ws_col - 1U),
+				     text);
 		text += length + (text[length] == '\n');
 	}
 	n += (size_t)sprintf(out + n, "\0338");

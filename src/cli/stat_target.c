@@ -53,21 +53,65 @@ static int check_loader(const char *path, int fd, const Elf64_Phdr *header)
 	return 0;
 }
 
+/* Where in the file the byte is that will be loaded at an address; 0 if nowhere. */
+static uint64_t offset_of(int fd, const Elf64_Ehdr *elf, uint64_t address)
+{
+	Elf64_Phdr header;
+
+	for (unsigned i = 0; i < elf->e_phnum; i++)
+		if (read_at(fd, &header, sizeof(header), elf->e_phoff + (uint64_t)i * elf->e_phentsize) &&
+		    header.p_type == PT_LOAD && address >= header.p_vaddr && address - header.p_vaddr < header.p_filesz)
+			return address - header.p_vaddr + header.p_offset;
+	return 0;
+}
+
+/* The run-time libraries of sanitizers replace the same functions, and insist on being first or fail in other ways. */
+static int check_needed(const char *path, int fd, const Elf64_Ehdr *elf, const Elf64_Phdr *dynamic)
+{
+	static const char *const rivals[] = { "libasan.so", "libtsan.so", "libhwasan.so", "liblsan.so", "libmsan.so" };
+	uint64_t strings = 0;
+	Elf64_Dyn entry;
+
+	for (int pass = 0; pass < 2; pass++) {
+		for (uint64_t at = 0; at + sizeof(entry) <= dynamic->p_filesz; at += sizeof(entry)) {
+			char name[16] = "";
+
+			if (!read_at(fd, &entry, sizeof(entry), dynamic->p_offset + at) || entry.d_tag == DT_NULL)
+				break;
+			if (!pass && entry.d_tag == DT_STRTAB)
+				strings = offset_of(fd, elf, entry.d_un.d_ptr);
+			if (!pass || entry.d_tag != DT_NEEDED || !strings ||
+			    !read_at(fd, name, sizeof(name) - 1, strings + entry.d_un.d_val))
+				continue;
+			for (size_t i = 0; i < sizeof(rivals) / sizeof(rivals[0]); i++)
+				if (!strncmp(name, rivals[i], strlen(rivals[i])))
+					return refuse(path,
+						      "is built with a sanitizer, which replaces the same functions");
+		}
+	}
+	return 0;
+}
+
 static int check_elf(const char *path, int fd)
 {
+	Elf64_Phdr loader = { .p_type = PT_NULL }, dynamic = loader, header;
 	Elf64_Ehdr elf;
+	int rc;
 
 	if (!read_at(fd, &elf, sizeof(elf), 0) || elf.e_ident[EI_CLASS] != ELFCLASS64 || elf.e_machine != OUR_MACHINE)
 		return refuse(path, "is for another kind of machine than percpu: its calls cannot be counted");
 	for (unsigned i = 0; i < elf.e_phnum; i++) {
-		Elf64_Phdr header;
-
 		if (!read_at(fd, &header, sizeof(header), elf.e_phoff + (uint64_t)i * elf.e_phentsize))
 			return refuse(path, "is damaged: its program headers cannot be read");
 		if (header.p_type == PT_INTERP)
-			return check_loader(path, fd, &header);
+			loader = header;
+		else if (header.p_type == PT_DYNAMIC)
+			dynamic = header;
 	}
-	return refuse(path, "is statically linked: its calls cannot be counted");
+	if (loader.p_type == PT_NULL)
+		return refuse(path, "is statically linked: its calls cannot be counted");
+	rc = check_loader(path, fd, &loader);
+	return rc || dynamic.p_type == PT_NULL ? rc : check_needed(path, fd, &elf, &dynamic);
 }
 
 static int check_rights(const char *path, int fd, const struct stat *status)
@@ -77,7 +121,8 @@ static int check_rights(const char *path, int fd, const struct stat *status)
 		return refuse(path, "is a set-user-id program: it must not be preloaded with other code");
 	if ((status->st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
 		return refuse(path, "is a set-group-id program: it must not be preloaded with other code");
-	if ((fd >= 0 ? fgetxattr(fd, "security.capability", NULL, 0) : getxattr(path, "security.capability", NULL, 0)) > 0)
+	if ((fd >= 0 ? fgetxattr(fd, "security.capability", NULL, 0) : getxattr(path, "security.capability", NULL, 0)) >
+	    0)
 		return refuse(path, "has file capabilities: it must not be preloaded with other code");
 	return 0;
 }
@@ -196,7 +241,6 @@ int target_find(const char *name, char **path)
 		return rc;
 	}
 	free(found);
-	cli_complain("%s: %s", name,
-		     error == ENOENT && !strchr(name, '/') ? "command not found" : strerror(error));
+	cli_complain("%s: %s", name, error == ENOENT && !strchr(name, '/') ? "command not found" : strerror(error));
 	return error == ENOENT || error == ENOTDIR ? EXIT_NOT_FOUND : error == ENOMEM ? EXIT_REFUSED : EXIT_NOT_EXEC;
 }

@@ -39,14 +39,14 @@ extern PERCPU_HIDDEN __thread bool real_looking __attribute__((tls_model("initia
 #define REAL_OR(type, function, parameters, arguments, symbol_version, meanwhile)                                      \
 	static type first_##function parameters;                                                                       \
 	static type(*real_##function) parameters = first_##function;                                                   \
-	static const struct real entry_##function __attribute__((section("percpu_real"), used)) = {                    \
-		(void *)&real_##function, (void *)first_##function, #function, symbol_version                          \
-	};                                                                                                             \
+	static const struct real entry_##function                                                                      \
+		__attribute__((section("percpu_real"), used)) = { (void *)&real_##function, (void *)first_##function,  \
+								  #function, symbol_version };                         \
 	PERCPU__COLD static type first_##function parameters                                                           \
 	{                                                                                                              \
 		meanwhile;                                                                                             \
 		real_lookup(&entry_##function);                                                                        \
-		return (*(type(*volatile *) parameters)&real_##function)arguments;                                     \
+		return (*(type(*volatile *) parameters) & real_##function) arguments;                                  \
 	}
 #define REAL_VERSION(type, function, parameters, arguments, symbol_version)                                            \
 	REAL_OR(type, function, parameters, arguments, symbol_version, (void)0)

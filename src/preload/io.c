@@ -58,14 +58,12 @@ CALL(RECV, recv, (int fd, void *to, size_t n, int flags), (fd, to, n, flags))
 CALL(RECV, __recv_chk, (int fd, void *to, size_t n, size_t room, int flags), (fd, to, n, room, flags))
 CALL(RECV, recvfrom, (int fd, void *restrict to, size_t n, int flags, __SOCKADDR_ARG from, socklen_t *restrict length),
      (fd, to, n, flags, from, length))
-CALL(RECV, __recvfrom_chk,
-     (int fd, void *to, size_t n, size_t room, int flags, __SOCKADDR_ARG from, socklen_t *length),
+CALL(RECV, __recvfrom_chk, (int fd, void *to, size_t n, size_t room, int flags, __SOCKADDR_ARG from, socklen_t *length),
      (fd, to, n, room, flags, from, length))
 CALL(RECV, recvmsg, (int fd, struct msghdr *message, int flags), (fd, message, flags))
 
 CALL(SEND, send, (int fd, const void *from, size_t n, int flags), (fd, from, n, flags))
-CALL(SEND, sendto,
-     (int fd, const void *from, size_t n, int flags, __CONST_SOCKADDR_ARG to, socklen_t length),
+CALL(SEND, sendto, (int fd, const void *from, size_t n, int flags, __CONST_SOCKADDR_ARG to, socklen_t length),
      (fd, from, n, flags, to, length))
 CALL(SEND, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags))
 

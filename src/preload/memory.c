@@ -55,7 +55,7 @@ PERCPU__COLD static void *startup_realloc(void *block, size_t size)
 	return result
 
 REAL_OR(void *, malloc, (size_t size), (size), NULL, MEANWHILE(startup_alloc(size)))
-REAL_OR(void *, calloc, (size_t n, size_t size), (n, size), NULL, MEANWHILE(startup_alloc(n * size)))
+REAL_OR(void *, calloc, (size_t n, size_t size), (n, size), NULL, MEANWHILE(startup_alloc(n *size)))
 REAL_OR(void *, realloc, (void *block, size_t size), (block, size), NULL, MEANWHILE(startup_realloc(block, size)))
 REAL_OR(void, free, (void *block), (block), NULL, MEANWHILE())
 REAL(void *, aligned_alloc, (size_t align, size_t size), (align, size))

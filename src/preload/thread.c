@@ -31,9 +31,8 @@ REAL(int, pthread_mutex_clocklock, (pthread_mutex_t * mutex, clockid_t clock, co
      (mutex, clock, until))
 REAL(int, pthread_mutex_unlock, (pthread_mutex_t * mutex), (mutex))
 REAL_VERSION(int, pthread_cond_wait, (pthread_cond_t * cond, pthread_mutex_t *mutex), (cond, mutex), COND_VERSION)
-REAL_VERSION(int, pthread_cond_timedwait,
-	     (pthread_cond_t * cond, pthread_mutex_t *mutex, const struct timespec *until), (cond, mutex, until),
-	     COND_VERSION)
+REAL_VERSION(int, pthread_cond_timedwait, (pthread_cond_t * cond, pthread_mutex_t *mutex, const struct timespec *until),
+	     (cond, mutex, until), COND_VERSION)
 REAL(int, pthread_cond_clockwait,
      (pthread_cond_t * cond, pthread_mutex_t *mutex, clockid_t clock, const struct timespec *until),
      (cond, mutex, clock, until))

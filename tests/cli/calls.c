@@ -326,7 +326,8 @@ static void answers(void)
 				       pthread_mutex_timedlock(&it, &past),
 				       pthread_mutex_clocklock(&it, CLOCK_MONOTONIC, &past));
 				for (int i = 0; i < 5; i++)
-					printf(" %d", i && type == PTHREAD_MUTEX_NORMAL ? 0 : pthread_mutex_unlock(&it));
+					printf(" %d",
+					       i && type == PTHREAD_MUTEX_NORMAL ? 0 : pthread_mutex_unlock(&it));
 				printf(" bad %d", pthread_mutex_clocklock(&it, CLOCK_PROCESS_CPUTIME_ID, &past));
 				if (robust) {
 					pthread_create(&made, NULL, die_holding, &it);
@@ -344,7 +345,7 @@ static const struct {
 	void (*run)(void);
 } known[] = {
 	{ "memory", memory }, { "locks", locks },     { "times", times },   { "files", files },
-	{ "all", all },	      { "threads", threads }, { "forks", forks },   { "execs", execs },
+	{ "all", all },       { "threads", threads }, { "forks", forks },   { "execs", execs },
 	{ "vforks", vforks }, { "signals", signals }, { "cancel", cancel }, { "answers", answers },
 };
 

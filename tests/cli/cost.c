@@ -73,8 +73,8 @@ static const struct {
 	void (*run)(unsigned);
 	unsigned calls, n; /* counted calls in a turn; turns in a round */
 } loops[] = {
-	{ "malloc+free", malloc_free, 2, 1000000 },  { "lock+unlock", lock_unlock, 2, 1000000 },
-	{ "gmtime_r", gmtime_once, 1, 300000 },	     { "localtime_r", localtime_once, 1, 300000 },
+	{ "malloc+free", malloc_free, 2, 1000000 }, { "lock+unlock", lock_unlock, 2, 1000000 },
+	{ "gmtime_r", gmtime_once, 1, 300000 },     { "localtime_r", localtime_once, 1, 300000 },
 	{ "write", write_once, 1, 100000 },
 };
 

@@ -289,17 +289,19 @@ class Signals(Case):
 
     PROGRAM = ("import signal, sys, time\n"
                "got = []\n"
-               "for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT):\n"
+               "for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT,\n"
+               "          signal.SIGRTMIN + 3):\n"
                "    signal.signal(s, lambda number, frame: got.append(number))\n"
                "print('ready', flush=True)\n"
                "sys.stdin.readline()\n"
-               "time.sleep(0.2)\n"
+               "while len(got) < int(sys.argv[1]): time.sleep(0.01)\n"
+               "time.sleep(0.1)\n"
                "print(got, flush=True)\n")
 
     def test_sent_to_us(self):
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGRTMIN + 3):
             with subprocess.Popen([PERCPU, "stat", "-q", "--json", self.path("json"), "--", sys.executable, "-c",
-                                   self.PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+                                   self.PROGRAM, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
                 self.assertEqual(process.stdout.readline(), b"ready\n")
                 process.send_signal(number)
                 out, _ = process.communicate(b"\n", timeout=LIMIT)
@@ -369,10 +371,9 @@ class Signals(Case):
         return None
 
     def test_interrupt_key(self):
-        with self.on_terminal("stat", "-q", "--", sys.executable, "-c", self.PROGRAM) as master:
+        with self.on_terminal("stat", "-q", "--", sys.executable, "-c", self.PROGRAM, "1") as master:
             self.read_until(master, b"ready")
             os.write(master, b"\x03")
-            time.sleep(0.2)
             os.write(master, b"\n")
             self.read_until(master, b"[2]")
             self.assertEqual(self.job(), ["exited 0"])
@@ -385,7 +386,7 @@ class Signals(Case):
             self.assertEqual(self.job(), ["killed 2"])
 
     def test_stop_key(self):
-        with self.on_terminal("stat", "-q", "--", sys.executable, "-c", self.PROGRAM) as master:
+        with self.on_terminal("stat", "-q", "--", sys.executable, "-c", self.PROGRAM, "0") as master:
             self.read_until(master, b"ready")
             os.write(master, b"\x1a")
             limit = time.monotonic() + LIMIT
@@ -396,15 +397,65 @@ class Signals(Case):
             self.assertEqual(self.job(), [f"stopped {int(signal.SIGTSTP)}", "exited 0"])
 
     def test_table_on_terminal(self):
-        with self.on_terminal("stat", "--top", "-i", "20", "--", "sh", "-c",
-                              f"{CALLS} 1000 times; echo one; {CALLS} 300000 files; echo two") as master:
+        """The table is drawn, and what the program prints meanwhile stays readable, in its order."""
+        lines = 40
+        with self.on_terminal("stat", "--top", "-i", "10", "--", "sh", "-c",
+                              f"for i in $(seq {lines}); do echo line$i; {CALLS} 3000 files; done") as master:
             seen = self.read_until(master, b"ALLOCATION SIZE")
             self.assertEqual(self.job(), ["exited 0"])
-        self.assertIn(b"\x1b7\x1b[J", seen)
-        self.assertEqual(seen.count(b"\x1b7"), seen.count(b"\x1b8"))
-        self.assertIn(b"mktime_calls", seen)
-        self.assertIn(b"one", seen)
-        self.assertIn(b"two", seen)
+        screen = Screen(seen.decode())
+        self.assertGreater(screen.frames, 3)
+        printed = [line for line in screen.lines() if line.startswith("line")]
+        self.assertEqual([re.match(r"line\d+", line).group() for line in printed],
+                         [f"line{i}" for i in range(1, lines + 1)])
+        final = [line for line in screen.lines() if line.startswith("read_calls")]
+        self.assertGreaterEqual(int(final[-1].split()[1]), 6 * 3000 * lines)
+
+
+class Screen:
+    """As much of a terminal as the live table needs: 24 lines, and what was scrolled out of them."""
+
+    HEIGHT = 24
+
+    def __init__(self, text):
+        self.gone, self.rows = [], [[] for _ in range(self.HEIGHT)]
+        self.row = self.column = self.frames = 0
+        self.saved = (0, 0)
+        for part in re.findall(r"\x1b(?:\[\d*[A-Za-z]|[D78])|[^\x1b]|\x1b", text, re.S):
+            self.take(part)
+
+    def down(self):
+        if self.row == self.HEIGHT - 1:
+            self.gone.append(self.rows.pop(0))
+            self.rows.append([])
+        else:
+            self.row += 1
+
+    def take(self, part):
+        if part in ("\n", "\x1bD"):
+            self.down()
+        elif part == "\r":
+            self.column = 0
+        elif part == "\x1b7":
+            self.saved = (self.row, self.column)
+            self.frames += 1
+        elif part == "\x1b8":
+            self.row, self.column = self.saved
+        elif part == "\x1b[J":
+            self.rows[self.row] = self.rows[self.row][:self.column]
+            self.rows[self.row + 1:] = [[] for _ in self.rows[self.row + 1:]]
+        elif part.endswith("A") and part.startswith("\x1b["):
+            self.row = max(0, self.row - int(part[2:-1]))
+        elif part.startswith("\x1b"):
+            raise AssertionError(f"what is {part!r}?")
+        else:
+            row = self.rows[self.row]
+            row.extend(" " * (self.column + 1 - len(row)))
+            row[self.column] = part
+            self.column += 1
+
+    def lines(self):
+        return ["".join(row) for row in self.gone + self.rows]
 
 
 class Output(Case):
@@ -598,6 +649,16 @@ class Refused(Case):
             at = data.index(b"/ld-")
             data[at:at + 8] = b"/ld-musl"
         self.complains(run("stat", "--", self.copy(patch=loader)), 125, "another C library")
+
+    def test_sanitizer(self):
+        source = self.path("a.c")
+        with open(source, "w", encoding="ascii") as file:
+            file.write("int main(void) { return 0; }\n")
+        done = subprocess.run(["gcc", "-fsanitize=address", source, "-o", self.path("a")], capture_output=True,
+                              timeout=LIMIT, check=False) if shutil.which("gcc") else None
+        if not done or done.returncode:
+            self.skipTest("no compiler with a sanitizer here")
+        self.complains(run("stat", "--", self.path("a")), 125, "sanitizer")
 
     def test_not_found(self):
         self.complains(run("stat", "--", "no-such-program-anywhere"), 127, "not found")
