@@ -211,9 +211,10 @@ static int search(const char *name, char **path)
 			*path = candidate;
 			return 0;
 		}
-		free(candidate);
-		if (error == EACCES)
+		/* A folder that may not be searched says nothing about the program. */
+		if (error == EACCES && !access(candidate, F_OK))
 			result = EACCES;
+		free(candidate);
 		at += length;
 		if (!*at)
 			return result;

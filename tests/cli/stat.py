@@ -260,6 +260,7 @@ class Untouched(Case):
     def test_closed_descriptors(self):
         for closed in ((0,), (1,), (2,), (0, 1, 2)):
             done = subprocess.run([PERCPU, "stat", "--", CALLS, "5", "all", "exit=7"], timeout=LIMIT, check=False,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                   preexec_fn=lambda fds=closed: [os.close(fd) for fd in fds])
             self.assertEqual(done.returncode, 7)
         # They are closed in the program, too.
