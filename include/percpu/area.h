@@ -24,7 +24,7 @@ PERCPU_BEGIN_DECLS
  *
  * @size: bytes of one copy, 1 to PERCPU_ALLOC_MAX
  * @align: alignment in bytes, a power of two up to 65536; objects are packed, so ask for 64 to own a cache line
- * Returns a per-CPU pointer, or NULL: no memory, or an argument out of range.
+ * Returns a per-CPU pointer, or NULL: no memory, or an argument out of range (a large @align takes from the largest size).
  * May block (on other callers only). Async-signal-safe. After fork the child owns a copy of everything.
  * First-fit bitmap in 8-byte units, as the Linux kernel's per-CPU allocator keeps.
  */
@@ -110,7 +110,7 @@ PERCPU_API int percpu_area_unmap(void *base);
 		percpu_free(name);                                                                                     \
 		name = (__typeof__(type) *)0;                                                                          \
 	}                                                                                                              \
-	static __typeof__(type) *name
+	extern int percpu__defined_##name /* takes the semicolon */
 
 PERCPU_END_DECLS
 

@@ -127,13 +127,13 @@ PERCPU_API void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by) 
 
 PERCPU__INLINE void percpu__count(uint64_t *p, uint64_t n, enum percpu__by by)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count(p, n, by))))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count(p, n, by)) == PERCPU__LEFT))
 		PERCPU__COLD_ADD(percpu__slow_count, p, n, by);
 }
 
 PERCPU__INLINE void percpu__add(uint64_t *p, uint64_t n, enum percpu__by by, enum percpu__order order)
 {
-	if (PERCPU__LIKELY(!PERCPU__TRY(percpu__try_add(p, n, by, order))))
+	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_add(p, n, by, order)) == PERCPU__DONE))
 		return;
 	if (order == PERCPU__RELEASE)
 		percpu__slow_add_release(p, n, by);
@@ -144,7 +144,7 @@ PERCPU__INLINE void percpu__add(uint64_t *p, uint64_t n, enum percpu__by by, enu
 PERCPU__INLINE void percpu__add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
 				       enum percpu__order order)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add_offset(p, offset, n, by, order))))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add_offset(p, offset, n, by, order)) == PERCPU__LEFT))
 		percpu__slow_add_offset(p, offset, n, by, order);
 }
 
@@ -207,7 +207,7 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, u
 				 enum percpu__order order)
 {
 	(void)gate;
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_push(p, gate, word, link, by, order))))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_push(p, gate, word, link, by, order)) == PERCPU__LEFT))
 		percpu__slow_push(p, word, link, by, order);
 }
 

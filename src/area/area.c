@@ -22,6 +22,8 @@
 #define PAGE_GRANULES (PAGE / GRANULE)
 #define ALIGN_MAX     65536U
 
+#define HEADER_GRANULES ((uint32_t)(sizeof(struct percpu__header) / GRANULE))
+
 struct area {
 	struct area *next; /* oldest first */
 	char *base;
@@ -109,9 +111,9 @@ static struct area *add_area(void)
 		return NULL;
 	}
 	area->free = GRANULES;
-	take(area, 0, sizeof(struct percpu__header) / GRANULE);
+	take(area, 0, HEADER_GRANULES);
 	area->objects = 0;
-	area->hint = area->fresh = sizeof(struct percpu__header) / GRANULE;
+	area->hint = area->fresh = HEADER_GRANULES;
 	for (end = &areas; *end; end = &(*end)->next)
 		;
 	*end = area;
@@ -161,9 +163,12 @@ void *percpu_alloc(size_t size, size_t align)
 
 	if (size == 0 || size > PERCPU_ALLOC_MAX || align == 0 || align > ALIGN_MAX || (align & (align - 1)))
 		return NULL;
-	percpu__init();
 	count = (uint32_t)((size + GRANULE - 1) / GRANULE);
 	units = align <= GRANULE ? 1 : (uint32_t)(align / GRANULE);
+	/* Not even in an empty area, behind its header. */
+	if ((units > HEADER_GRANULES ? units : HEADER_GRANULES) + count > GRANULES)
+		return NULL;
+	percpu__init();
 	percpu__cold_lock(&saved);
 	for (area = areas; area; area = area->next) {
 		if (area->free < count)
@@ -230,8 +235,8 @@ int percpu_free(void *object)
 	for (link = &areas; *link && (*link)->base != base; link = &(*link)->next)
 		;
 	area = *link;
-	if (area && (uintptr_t)object % GRANULE == 0 && at >= sizeof(struct percpu__header) / GRANULE &&
-	    bit(area->used, at) && bit(area->first, at)) {
+	if (area && (uintptr_t)object % GRANULE == 0 && at >= HEADER_GRANULES && bit(area->used, at) &&
+	    bit(area->first, at)) {
 		end = next_bit(area->used, at, false);
 		next = next_bit(area->first, at + 1, true);
 		end = next < end ? next : end;

@@ -43,10 +43,9 @@ char *percpu__reserve(int fd, long *error)
 			percpu__sys4(SYS_munmap, (long)base, (long)bytes, 0, 0);
 			return NULL;
 		}
-	} else {
-		/* A huge page would make two whole copies real at the first touch of one. */
-		percpu__sys4(SYS_madvise, (long)base, (long)bytes, MADV_NOHUGEPAGE, 0);
 	}
+	/* A huge page would make two whole copies real at the first touch of one. */
+	percpu__sys4(SYS_madvise, (long)base, (long)bytes, MADV_NOHUGEPAGE, 0);
 	remainder = percpu__header_of((void *)base, percpu__remainder);
 	remainder->by_id.word = PERCPU__SHUT;
 	remainder->by_cpu.word = PERCPU__SHUT;

@@ -121,10 +121,11 @@ BENCH_LOOP stack_plain_add(struct bench_worker *worker, uint64_t n)
  * NULL, stores it to memory for the caller, follows it and stores what it finds; "push" reads the head before the
  * sequence, links the node to it, and stores the node if the head is still the same. What was interrupted is done again.
  *
- * Only the shape differs from ours: the lists lie in memory of the same layout, and each operation finds the thread's
- * registered area as ours do, by one load. (A library that may have to register threads itself cannot use a constant.)
- * index_outside_glibc shows how much that is: there the C library's constant leads to the area, once for the whole loop.
- * No operand has an index register, and nothing is tested that the shape does not need; so there is no gate either.
+ * index_outside is written as those libraries are: the thread's area is addressed relative to the thread pointer, with
+ * the C library's offset in a register, and the list head is a memory operand, whose form the compiler chooses.
+ * index_outside_tuned is as good as the shape can be made: both by one base register, which these processors like better,
+ * and the area found once for the whole loop. In both, lists lie in memory of the same layout, and nothing is tested that
+ * the shape does not need; so there is no gate either.
  */
 #if defined PERCPU_NO_SECTIONS
 static const char *skip_outside(void)
@@ -132,15 +133,13 @@ static const char *skip_outside(void)
 	return "built without restartable sequences";
 }
 
-#define skip_outside_glibc skip_outside
-
 BENCH_LOOP stack_outside(struct bench_worker *worker, uint64_t n)
 {
 	(void)worker;
 	(void)n;
 }
 
-#define stack_outside_glibc stack_outside
+#define stack_outside_tuned stack_outside
 #else
 static const char *skip_outside(void)
 {
@@ -150,99 +149,125 @@ static const char *skip_outside(void)
 								     : NULL;
 }
 
-/* With the library's own registration the C library's symbols lead nowhere. */
-static const char *skip_outside_glibc(void)
-{
-	const char *reason = skip_outside();
-
-	return reason ? reason : bench_skip_raw_rseq();
-}
-
 /* Local labels as in <percpu/section.h>: 1 first instruction, 2 end, 3 descriptor, 4 abort. */
 #if defined __x86_64__
-#define OUTSIDE_ARM  "leaq 3b(%%rip), %%rax\n\tmovq %%rax, 8(%[area])\n"
-#define OUTSIDE_SAME "cmpl %[cpu], 4(%[area])\n\tjne 4f\n\t"
-#define OUTSIDE_POP                                                                                                    \
-	"movq (%[head]), %%rcx\n\ttestq %%rcx, %%rcx\n\tje %l[empty]\n\tmovq %%rcx, (%[load])\n\t"                     \
-	"movq (%%rcx), %%rcx\n\tmovq %%rcx, (%[head])\n"
-#define OUTSIDE_PUSH "cmpq %[expected], (%[head])\n\tjne 4f\n\tmovq %[node], (%[head])\n"
+#define OUTSIDE_ARM(prefix)    "leaq 3b(%%rip), %%rax\n\tmovq %%rax, " prefix "8(%[area])\n"
+#define OUTSIDE_SAME(prefix)   "cmpl %[cpu], " prefix "4(%[area])\n\tjne 4f\n\t"
+#define OUTSIDE_ANY            "m"
+#define OUTSIDE_BASE           "(%[head])"
+#define OUTSIDE_SEGMENT        "%%fs:"
+/* The segment's base, as code that addresses by it sees it. */
+#define OUTSIDE_THREAD_POINTER ((uintptr_t)__builtin_thread_pointer())
+#define OUTSIDE_POP(head)                                                                                              \
+	"movq " head ", %%rcx\n\ttestq %%rcx, %%rcx\n\tje %l[empty]\n\tmovq %%rcx, (%[load])\n\t"                      \
+	"movq (%%rcx), %%rcx\n\tmovq %%rcx, " head "\n"
+#define OUTSIDE_PUSH(head) "cmpq %[expected], " head "\n\tjne 4f\n\tmovq %[node], " head "\n"
 #elif defined __aarch64__
-#define OUTSIDE_ARM  "adrp x15, 3b\n\tadd x15, x15, :lo12:3b\n\tstr x15, [%[area], #8]\n"
-#define OUTSIDE_SAME "ldr w15, [%[area], #4]\n\tcmp w15, %w[cpu]\n\tb.ne 4f\n\t"
-#define OUTSIDE_POP                                                                                                    \
-	"ldr x15, [%[head]]\n\tcbz x15, %l[empty]\n\tstr x15, [%[load]]\n\t"                                           \
-	"ldr x15, [x15]\n\tstr x15, [%[head]]\n"
-#define OUTSIDE_PUSH "ldr x15, [%[head]]\n\tcmp x15, %[expected]\n\tb.ne 4f\n\tstr %[node], [%[head]]\n"
+#define OUTSIDE_ARM(prefix)    "adrp x15, 3b\n\tadd x15, x15, :lo12:3b\n\tstr x15, [%[area], #8]\n"
+#define OUTSIDE_SAME(prefix)   "ldr w15, [%[area], #4]\n\tcmp w15, %w[cpu]\n\tb.ne 4f\n\t"
+#define OUTSIDE_ANY            "Q"
+#define OUTSIDE_BASE           "[%[head]]"
+#define OUTSIDE_SEGMENT        "" /* the same as the tuned one: there is no addressing by the thread pointer */
+#define OUTSIDE_THREAD_POINTER ((uintptr_t)0)
+#define OUTSIDE_POP(head)                                                                                              \
+	"ldr x15, " head "\n\tcbz x15, %l[empty]\n\tstr x15, [%[load]]\n\t"                                            \
+	"ldr x15, [x15]\n\tstr x15, " head "\n"
+#define OUTSIDE_PUSH(head) "ldr x15, " head "\n\tcmp x15, %[expected]\n\tb.ne 4f\n\tstr %[node], " head "\n"
 #endif
 /* A comparison that fails leaves for the abort label: one way to start over, for it and for the kernel. */
-#define OUTSIDE_ENTER PERCPU__DESCRIPTOR OUTSIDE_ARM "1:\n\t" OUTSIDE_SAME
+#define OUTSIDE_ENTER(prefix) PERCPU__DESCRIPTOR OUTSIDE_ARM(prefix) "1:\n\t" OUTSIDE_SAME(prefix)
 #define OUTSIDE_LEAVE                                                                                                  \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_JUMP("%l[again]") PERCPU__A_COLD_END
 
-static inline __attribute__((always_inline)) struct percpu_stack_node *outside_pop(struct percpu__rseq *area,
+/* How a subject finds its thread's area. */
+struct outside_area {
+	struct percpu__rseq *area;
+	uintptr_t operand; /* of the sequences: the address, or its distance from the thread pointer */
+};
+
+static inline __attribute__((always_inline)) uint32_t outside_cpu(struct outside_area self)
+{
+	return *(const volatile uint32_t *)&self.area->cpu_id_start;
+}
+
+#define OUTSIDE_POP_BY(prefix, head_text, head_operand)                                                                \
+	__asm__ __volatile__ goto(OUTSIDE_ENTER(prefix) OUTSIDE_POP(head_text) OUTSIDE_LEAVE                           \
+				  :                                                                                    \
+				  : [area] "r"(self.operand), [cpu] "r"(cpu), [head] head_operand, [load] "r"(&load)   \
+				  : "memory", PERCPU__SCRATCH                                                          \
+				  : again, empty)
+static inline __attribute__((always_inline)) struct percpu_stack_node *outside_pop(bool by_segment,
+										   struct outside_area self,
 										   struct outside_list *list)
 {
 	struct percpu_stack_node *load;
 
 again:;
-	uint32_t cpu = *(const volatile uint32_t *)&area->cpu_id_start;
+	uint32_t cpu = outside_cpu(self);
 	void **head = percpu_ptr(list->heads, cpu);
 
-	__asm__ __volatile__ goto(OUTSIDE_ENTER OUTSIDE_POP OUTSIDE_LEAVE
-				  :
-				  : [area] "r"(area), [cpu] "r"(cpu), [head] "r"(head), [load] "r"(&load)
-				  : "memory", PERCPU__SCRATCH
-				  : again, empty);
+	if (by_segment)
+		OUTSIDE_POP_BY(OUTSIDE_SEGMENT, "%[head]", OUTSIDE_ANY(*head));
+	else
+		OUTSIDE_POP_BY("", OUTSIDE_BASE, "r"(head));
 	return load;
 empty:
 	return NULL;
 }
 
-static inline __attribute__((always_inline)) void outside_push(struct percpu__rseq *area, struct outside_list *list,
+#define OUTSIDE_PUSH_BY(prefix, head_text, head_operand)                                                               \
+	__asm__ __volatile__ goto(OUTSIDE_ENTER(prefix) OUTSIDE_PUSH(head_text) OUTSIDE_LEAVE                          \
+				  :                                                                                    \
+				  : [area] "r"(self.operand), [cpu] "r"(cpu), [head] head_operand,                     \
+				    [expected] "r"(expected), [node] "r"(node)                                         \
+				  : "memory", PERCPU__SCRATCH                                                          \
+				  : again)
+static inline __attribute__((always_inline)) void outside_push(bool by_segment, struct outside_area self,
+							       struct outside_list *list,
 							       struct percpu_stack_node *node)
 {
 again:;
-	uint32_t cpu = *(const volatile uint32_t *)&area->cpu_id_start;
+	uint32_t cpu = outside_cpu(self);
 	void **head = percpu_ptr(list->heads, cpu);
 	void *expected = *(void *volatile *)head;
 
 	*(void *volatile *)&node->next = expected;
-	__asm__ __volatile__ goto(
-		OUTSIDE_ENTER OUTSIDE_PUSH OUTSIDE_LEAVE
-		:
-		: [area] "r"(area), [cpu] "r"(cpu), [head] "r"(head), [expected] "r"(expected), [node] "r"(node)
-		: "memory", PERCPU__SCRATCH
-		: again);
+	if (by_segment)
+		OUTSIDE_PUSH_BY(OUTSIDE_SEGMENT, "%[head]", OUTSIDE_ANY(*head));
+	else
+		OUTSIDE_PUSH_BY("", OUTSIDE_BASE, "r"(head));
 }
 
-static inline __attribute__((always_inline)) void outside_pairs(bool by_constant, uint64_t n)
+/* Each thread is registered by then: it has put nodes on our list. */
+static inline __attribute__((always_inline)) void outside_pairs(bool by_segment, uint64_t n)
 {
-	struct percpu__rseq *constant = by_constant ? bench_raw_rseq() : NULL;
+	struct outside_area self = { .area = percpu__self, .operand = (uintptr_t)percpu__self };
 	struct outside_list *list = &lists.outside;
 
+	if (by_segment)
+		self.operand -= OUTSIDE_THREAD_POINTER;
 	for (; n; n--) {
-		struct percpu_stack_node *node = outside_pop(by_constant ? constant : percpu__self, list);
+		struct percpu_stack_node *node = outside_pop(by_segment, self, list);
 
 		if (__builtin_expect(!node, 0)) {
 			node = another_node();
 			if (!node)
 				return;
 		}
-		outside_push(by_constant ? constant : percpu__self, list, node);
+		outside_push(by_segment, self, list, node);
 	}
 }
 
-/* Each thread is registered by then: it has put nodes on our list. */
 BENCH_LOOP stack_outside(struct bench_worker *worker, uint64_t n)
 {
 	(void)worker;
-	outside_pairs(false, n);
+	outside_pairs(true, n);
 }
 
-BENCH_LOOP stack_outside_glibc(struct bench_worker *worker, uint64_t n)
+BENCH_LOOP stack_outside_tuned(struct bench_worker *worker, uint64_t n)
 {
 	(void)worker;
-	outside_pairs(true, n);
+	outside_pairs(false, n);
 }
 #endif
 
@@ -357,7 +382,7 @@ enum {
 	STACK_PERCPU,
 	STACK_PLAIN_ADD,
 	STACK_OUTSIDE,
-	STACK_OUTSIDE_GLIBC,
+	STACK_OUTSIDE_TUNED,
 	STACK_MUTEX,
 	STACK_LOCKFREE,
 	STACK_GETCPU_LOCKFREE,
@@ -375,10 +400,10 @@ static const struct bench_subject stack_subjects[] = {
 			    .what = "sequences that compare a CPU number read before them",
 			    .loop = stack_outside,
 			    .skip = skip_outside },
-	[STACK_OUTSIDE_GLIBC] = { .name = "index_outside_glibc",
-				  .what = "the same, finding the thread by the C library's constant",
-				  .loop = stack_outside_glibc,
-				  .skip = skip_outside_glibc },
+	[STACK_OUTSIDE_TUNED] = { .name = "index_outside_tuned",
+				  .what = "the same, as good as that shape can be made",
+				  .loop = stack_outside_tuned,
+				  .skip = skip_outside },
 	[STACK_MUTEX] = { .name = "mutex", .what = "one list under a pthread mutex", .loop = stack_mutex },
 	[STACK_LOCKFREE] = { .name = "lockfree", .what = "one lock-free list (Treiber's)", .loop = stack_lockfree },
 	[STACK_GETCPU_LOCKFREE] = { .name = "getcpu_lockfree",

@@ -26,7 +26,8 @@ static void after_fork(void)
 	pthread_mutex_unlock(&lock);
 }
 
-__attribute__((constructor(102))) static void watch_forks(void)
+/* After the gates' handlers, and so before them when a fork begins: creating a counter takes this lock, then theirs. */
+__attribute__((constructor(103))) static void watch_forks(void)
 {
 	pthread_atfork(before_fork, after_fork, after_fork);
 }

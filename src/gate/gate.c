@@ -190,7 +190,7 @@ static bool lock_all(struct percpu_gate *gates, unsigned count, bool waits, bool
 
 			if (!(gates[i].kinds & kind))
 				continue;
-			if (waits) {
+			if (waits && !percpu__gate_is_mine(gate)) {
 				lock(gate, owes_fence);
 			} else if (!try_lock(gate, owes_fence)) {
 				if (kind == PERCPU__KIND_CPU && (gates[i].kinds & PERCPU__KIND_ID))

@@ -16,7 +16,7 @@
 #include <sys/auxv.h>
 #include <sys/utsname.h>
 
-#include <percpu/section.h>
+#include <percpu/arch.h>
 
 #include "base/sys.h"
 #include "rseq/thread.h"
@@ -356,7 +356,7 @@ void percpu__thread_force(enum percpu__force force)
 
 int percpu__cpu_slow(void)
 {
-	unsigned cpu;
+	unsigned cpu = 0;
 
 	if (percpu__thread_start() && percpu__self != &percpu__newcomer)
 		return (int)*(volatile uint32_t *)&percpu__self->cpu_id_start;
@@ -365,7 +365,7 @@ int percpu__cpu_slow(void)
 
 int percpu__node_slow(void)
 {
-	unsigned node;
+	unsigned node = 0;
 
 	return percpu__sys4(SYS_getcpu, 0, (long)&node, 0, 0) == 0 ? (int)node : 0;
 }

@@ -16,6 +16,10 @@
 
 #include "base/sys.h"
 
+/* Not there in a static program, which unloads nothing. */
+#pragma weak dlopen
+#pragma weak dladdr1
+
 void percpu__pin(const void *in_object)
 {
 	static const void *last;
@@ -26,6 +30,6 @@ void percpu__pin(const void *in_object)
 	if (__atomic_exchange_n(&last, in_object, __ATOMIC_RELAXED) == in_object)
 		return;
 	/* The program itself has no name here, and is never unloaded. */
-	if (dladdr1(in_object, &info, (void **)&map, RTLD_DL_LINKMAP) && map->l_name[0])
+	if (dlopen && dladdr1 && dladdr1(in_object, &info, (void **)&map, RTLD_DL_LINKMAP) && map->l_name[0])
 		(void)dlopen(map->l_name, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
 }

@@ -17,7 +17,7 @@ SHORT = ["--quick", "--seconds", "0.05"]
 NAMES = {
     "cpu_number": {"percpu", "raw_field", "sched_getcpu", "getcpu_vdso", "getcpu_syscall"},
     "counter_add": {"percpu", "plain", "tls", "getcpu_atomic", "shared_atomic", "mutex"},
-    "stack_pair": {"percpu", "plain_add", "index_outside", "index_outside_glibc", "mutex", "lockfree", "getcpu_lockfree", "ck_stack"},
+    "stack_pair": {"percpu", "plain_add", "index_outside", "index_outside_tuned", "mutex", "lockfree", "getcpu_lockfree", "ck_stack"},
     "histogram_record": {"percpu", "plain", "getcpu_atomic", "mutex"},
     "fence": {"percpu", "percpu_cpu", "membarrier_syscall", "membarrier_private_expedited",
               "membarrier_global_expedited"},
@@ -95,8 +95,9 @@ def results():
 def skipped():
     """Rivals that need the C library's registration, without it; and everything without sections."""
     own = {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
-    raw = [("cpu_number", "raw_field"), ("stack_pair", "index_outside_glibc")]
-    for env, gone in (own, raw), (dict(own, PERCPU_RSEQ="off"), raw + [("stack_pair", "index_outside")]):
+    raw = [("cpu_number", "raw_field")]
+    outside = [("stack_pair", "index_outside"), ("stack_pair", "index_outside_tuned")]
+    for env, gone in (own, raw), (dict(own, PERCPU_RSEQ="off"), raw + outside):
         run = bench(*SHORT, "--threads", "2", "--json", "some.json", env=env)
         check(run.returncode == 0 and run.stderr == "", f"{env}: {run.returncode} {run.stderr}")
         with open("some.json") as file:
