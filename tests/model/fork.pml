@@ -5,7 +5,7 @@
  * A slow path locks its gate and then looks whether somebody forks; if so it opens the gate again and waits until that
  * is over. Whoever forks says so and then waits until no gate is held. Each writes first and reads the other's word
  * after it (Dekker), so at least one of them sees the other. A thread that holds one gate already takes its second
- * without looking: whoever forks waits for it.
+ * without looking: whoever forks waits for it. A hand-over does not wake whoever forks; the opening that follows does.
  *
  * "Half done" is two words per copy that a holder changes one after the other. The child gets a copy of everything at
  * one moment; gates that were handed over but not taken, and counts of waiting lockers, are put right in it.
@@ -25,12 +25,15 @@
 #ifndef FORKERS
 #define FORKERS  1
 #endif
+#ifndef PASSES
+#define PASSES   1 /* hand-overs in a row before the gate must open */
+#endif
 #define HELD     1
 #define SLEEPERS 2
 #define PASSED   4
 #define THREADS  (HOLDERS + FORKERS)
 
-byte gate[GATES], lockers[GATES];
+byte gate[GATES], lockers[GATES], passes[GATES];
 byte first[GATES], second[GATES];
 byte forking; /* 0, or the thread that forks + 1 */
 bool announced; /* with BUFFERED: on its way to memory */
@@ -92,29 +95,20 @@ inline lock(i)
 	g = 0
 }
 
-inline unlock(i)
+/* Whoever backs out opens the gate; only a holder that has done its work may hand it over. */
+inline unlock(i, worked)
 {
 	if
-	:: lockers[i] > 0 ->
-		gate[i] = (gate[i] & SLEEPERS) | PASSED;
-		/* Who forks waits only for gates that are held; it sleeps here, too. */
-		wake_one_locker(i);
-		wake_fork(i)
+	:: worked && lockers[i] > 0 && passes[i] < PASSES ->
+		passes[i]++;
+		gate[i] = PASSED | SLEEPERS;
+		wake_one_locker(i)
 	:: else ->
+		passes[i] = 0;
 		atomic { g = gate[i]; gate[i] = 0 };
 		if :: g & SLEEPERS -> wake_all(1 + i) :: else fi;
 		g = 0
 	fi
-}
-
-inline wake_fork(i)
-{
-	d_step {
-		if :: asleep[HOLDERS] == 1 + i -> asleep[HOLDERS] = 0 :: else fi
-#if FORKERS > 1
-		; if :: asleep[HOLDERS + 1] == 1 + i -> asleep[HOLDERS + 1] = 0 :: else fi
-#endif
-	}
 }
 
 inline wait_for_fork()
@@ -135,7 +129,7 @@ inline enter(i)
 #else
 	   lock(i);
 	   if
-	   :: forking -> unlock(i); wait_for_fork()
+	   :: forking -> unlock(i, false); wait_for_fork()
 	   :: else -> break
 	   fi
 #endif
@@ -163,12 +157,12 @@ proctype holder(byte me)
 #endif
 		work(0);
 		work(1);
-		unlock(1);
-		unlock(0)
+		unlock(1, true);
+		unlock(0, true)
 	:: else ->
 		enter(1);
 		work(1);
-		unlock(1)
+		unlock(1, true)
 	fi;
 	done++
 }
