@@ -16,9 +16,7 @@ static const char help_text[] = "Usage: percpu COMMAND [OPTION...]\n"
 				"\n"
 				"  info    what this machine and kernel give to per-CPU programs\n"
 				"  stat    run a program and count what it does, per CPU\n"
-#ifdef PERCPU_WITH_BENCH
 				"  bench   measure the operations beside their rivals\n"
-#endif
 				"  help    this text\n"
 				"\n"
 				"  --version  the version\n"
@@ -102,10 +100,8 @@ int main(int argc, char **argv)
 		return percpu_info_main(argc - 1, argv + 1);
 	if (!strcmp(command, "stat"))
 		return percpu_stat_main(argc - 1, argv + 1);
-#ifdef PERCPU_WITH_BENCH
 	if (!strcmp(command, "bench"))
 		return percpu_bench_main(argc - 1, argv + 1);
-#endif
 	if (!strcmp(command, "help") || !strcmp(command, "--help") || !strcmp(command, "-h")) {
 		fputs(help_text, stdout);
 		return cli_close_stdout();

@@ -49,7 +49,7 @@ static bool parse_interval(const char *text, unsigned *ms)
 	return true;
 }
 
-/* Returns -1 to go on, else an exit status. */
+/* Sets the program to run; where there is none, returns the exit status. */
 static int parse(int argc, char **argv, struct stat_options *options)
 {
 	enum { JSON = 256, OPENMETRICS };
@@ -100,7 +100,7 @@ static int parse(int argc, char **argv, struct stat_options *options)
 	if (optind == argc)
 		return cli_usage("stat", "which program?");
 	options->argv = argv + optind;
-	return -1;
+	return 0;
 }
 
 static void tick(void *arg)
@@ -151,7 +151,7 @@ int percpu_stat_main(int argc, char **argv)
 	char *path;
 	int rc = parse(argc, argv, &options);
 
-	if (rc >= 0)
+	if (!options.argv)
 		return rc;
 	rc = target_find(options.argv[0], &path);
 	if (rc)

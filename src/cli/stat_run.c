@@ -104,7 +104,7 @@ int run_prepare(struct run *run)
 {
 	struct session_header *header;
 	char path[64];
-	void *base;
+	void *base = NULL;
 	int rc;
 
 	*run = (struct run){ .fd = make_file() };
