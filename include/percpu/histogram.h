@@ -20,10 +20,9 @@ PERCPU_BEGIN_DECLS
 /** A histogram, in the caller's storage. Fields belong to the library. */
 struct percpu_histogram {
 	uint64_t *buckets; /* per-CPU; constant after init */
-	uint64_t *drained; /* ordinary memory: sum of all drains, a word for each bucket; guarded by lock */
+	uint64_t *drained; /* ordinary memory: sum of all drains, a word for each bucket; written by drain */
 	uint32_t precision;
 	uint32_t count; /* buckets */
-	uint32_t lock;  /* one drain or read at a time */
 	uint32_t by_cpu;
 };
 
@@ -93,15 +92,15 @@ PERCPU_API int percpu_snapshot_merge(struct percpu_snapshot *to, const struct pe
  * percpu_histogram_read - add what was counted to a snapshot, without stopping anybody.
  *
  * @index: -1 for all copies, counted from the last drain; or one copy, counted from init
- * Returns 0, or -EINVAL (NULL, index out of range, another precision). May block on a drain. Async-signal-safe.
+ * Returns 0, or -EINVAL (NULL, index out of range, another precision). Wait-free, async-signal-safe.
  */
 PERCPU_API int percpu_histogram_read(struct percpu_histogram *histogram, int index, struct percpu_snapshot *snapshot);
 
 /**
  * percpu_histogram_drain - move all that was counted to a snapshot (added to it), exactly.
  *
- * Every value is in exactly one drain's result, however many threads keep recording. Returns 0, or -EINVAL. May block on
- * another drain or read. Async-signal-safe. Works on shared histograms too; each process drains for itself.
+ * Every value is in exactly one drain's result, however many threads keep recording. Returns 0, or -EINVAL. Lock-free,
+ * async-signal-safe. Works on shared histograms too; each process drains for itself.
  */
 PERCPU_API int percpu_histogram_drain(struct percpu_histogram *histogram, struct percpu_snapshot *snapshot);
 

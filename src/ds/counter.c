@@ -1,16 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Counters, cold half: sums and drains. See the header for why a drain needs neither fence nor second set.
- *
- * `drained` is the sum of all drains' results. A drain reads it, then the words, and replaces it by the sum it saw: the
- * difference is its own. Whoever replaced it in between makes the exchange fail. (Should it be back at the same value,
- * then so much was drained in between that the difference is still what is left.)
- */
+/* Counters, cold half: making them, and what sum.h does with their words. */
 #include <errno.h>
-#include <string.h>
 
 #include <percpu/counter.h>
 
+#include "ds/sum.h"
 #include "rseq/thread.h"
 
 int percpu_counter_init(struct percpu_counter *counter)
@@ -44,21 +38,9 @@ void percpu_counter_destroy(struct percpu_counter *counter)
 	counter->words = NULL;
 }
 
-static uint64_t sum(const struct percpu_counter *counter)
-{
-	uint64_t total = 0;
-
-	for (unsigned index = 0; index <= percpu__remainder; index++)
-		total += __atomic_load_n(percpu_ptr(counter->words, index), __ATOMIC_RELAXED);
-	return total;
-}
-
 uint64_t percpu_counter_read(const struct percpu_counter *counter)
 {
-	/* Before the words, so that these are at least as new: pairs with the exchange in drain. */
-	uint64_t drained = __atomic_load_n(&counter->drained, __ATOMIC_ACQUIRE);
-
-	return sum(counter) - drained;
+	return percpu__sum_left(counter->words, &counter->drained);
 }
 
 uint64_t percpu_counter_read_index(const struct percpu_counter *counter, unsigned index)
@@ -70,14 +52,8 @@ uint64_t percpu_counter_read_index(const struct percpu_counter *counter, unsigne
 
 int percpu_counter_drain(struct percpu_counter *counter, uint64_t *out)
 {
-	uint64_t drained, total;
-
 	if (!counter || !out)
 		return -EINVAL;
-	drained = __atomic_load_n(&counter->drained, __ATOMIC_ACQUIRE);
-	do
-		total = sum(counter);
-	while (!__atomic_compare_exchange_n(&counter->drained, &drained, total, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
-	*out = total - drained;
+	*out = percpu__sum_take(counter->words, &counter->drained);
 	return 0;
 }

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Histograms, cold half: reading and draining. Each bucket is drained as a counter is; `drained` holds what earlier drains
- * took, in ordinary memory, guarded by a lock because a drain changes many words of it.
+ * Histograms, cold half: reading and draining. Each bucket is drained by itself, as a counter is (sum.h); `drained` is
+ * ordinary memory, a word for each bucket.
  */
 #include <errno.h>
 #include <sys/mman.h>
 
 #include <percpu/histogram.h>
 
-#include "base/lock.h"
+#include "base/sys.h"
+#include "ds/sum.h"
 #include "rseq/thread.h"
 
 static bool fits(unsigned precision)
@@ -67,55 +68,33 @@ void percpu_histogram_destroy(struct percpu_histogram *histogram)
 	histogram->buckets = NULL;
 }
 
-static uint64_t bucket_sum(const struct percpu_histogram *histogram, size_t bucket)
-{
-	uint64_t total = 0;
-
-	for (unsigned index = 0; index <= percpu__remainder; index++)
-		total += __atomic_load_n(percpu_ptr(histogram->buckets + bucket, index), __ATOMIC_RELAXED);
-	return total;
-}
-
 int percpu_histogram_read(struct percpu_histogram *histogram, int index, struct percpu_snapshot *snapshot)
 {
-	uint64_t saved;
-
 	if (!histogram || !snapshot || snapshot->precision != histogram->precision || index < -1 ||
 	    (index >= 0 && (unsigned)index > percpu__remainder))
 		return -EINVAL;
-	if (index < 0)
-		percpu__lock(&histogram->lock, &saved);
 	for (size_t bucket = 0; bucket < histogram->count; bucket++) {
-		uint64_t n;
+		uint64_t *words = histogram->buckets + bucket, n;
 
 		if (index < 0)
-			n = bucket_sum(histogram, bucket) - histogram->drained[bucket];
+			n = percpu__sum_left(words, &histogram->drained[bucket]);
 		else
-			n = __atomic_load_n(percpu_ptr(histogram->buckets + bucket, index), __ATOMIC_RELAXED);
+			n = __atomic_load_n(percpu_ptr(words, index), __ATOMIC_RELAXED);
 		snapshot->counts[bucket] += n;
 		snapshot->total += n;
 	}
-	if (index < 0)
-		percpu__unlock(&histogram->lock, &saved);
 	return 0;
 }
 
 int percpu_histogram_drain(struct percpu_histogram *histogram, struct percpu_snapshot *snapshot)
 {
-	uint64_t saved;
-
 	if (!histogram || !snapshot || snapshot->precision != histogram->precision)
 		return -EINVAL;
-	percpu__lock(&histogram->lock, &saved);
 	for (size_t bucket = 0; bucket < histogram->count; bucket++) {
-		uint64_t n = bucket_sum(histogram, bucket) - histogram->drained[bucket];
+		uint64_t n = percpu__sum_take(histogram->buckets + bucket, &histogram->drained[bucket]);
 
-		if (!n)
-			continue;
-		histogram->drained[bucket] += n;
 		snapshot->counts[bucket] += n;
 		snapshot->total += n;
 	}
-	percpu__unlock(&histogram->lock, &saved);
 	return 0;
 }
