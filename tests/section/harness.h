@@ -98,6 +98,7 @@ struct control {
 	int rc;
 	unsigned changes; /* interferences that took place */
 	bool busy;        /* the rival still works */
+	bool handling;    /* the subject is in its signal handler */
 	sem_t go, done;
 };
 extern struct control *control;

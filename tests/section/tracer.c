@@ -131,22 +131,34 @@ void unplant_all(void)
 		take_out(plant_count - 1);
 }
 
-/* Waits for the next stop. A planted trap is taken out, and the subject stands in front of what was there. */
-static uintptr_t next_stop(void)
+/* Waits for a stop and returns its signal. */
+static int wait_for_stop(void)
 {
 	int status;
-	uintptr_t ip;
 
 	while (waitpid(subject_pid, &status, __WALL) < 0)
 		if (errno != EINTR)
 			fail("waitpid");
-	if (!WIFSTOPPED(status) || WSTOPSIG(status) != SIGTRAP) {
-		fprintf(stderr, "%s: the child %s %d\n", watched,
-			WIFSTOPPED(status) ? "stopped by signal" : "ended with status",
-			WIFSTOPPED(status) ? WSTOPSIG(status) : status);
-		kill(subject_pid, SIGKILL);
-		exit(1);
-	}
+	if (WIFSTOPPED(status) && (WSTOPSIG(status) == SIGTRAP || WSTOPSIG(status) == SIGUSR1))
+		return WSTOPSIG(status);
+	fprintf(stderr, "%s: the child %s %d\n", watched,
+		WIFSTOPPED(status) ? "was stopped by signal" : "ended with status",
+		WIFSTOPPED(status) ? WSTOPSIG(status) : status);
+	kill(subject_pid, SIGKILL);
+	exit(1);
+}
+
+/*
+ * Waits for the next trap. A planted one is taken out, and the subject stands in front of what was there. A signal that
+ * was sent while it was blocked shows up again when it no longer is.
+ */
+static uintptr_t next_trap(void)
+{
+	uintptr_t ip;
+
+	while (wait_for_stop() == SIGUSR1)
+		if (ptrace(PTRACE_CONT, subject_pid, 0, SIGUSR1))
+			fail("PTRACE_CONT");
 	ip = regs_ip((const machine_regs[]){ get_regs() });
 	for (size_t i = 0; i < plant_count; i++) {
 		uintptr_t address = plants[i].address;
@@ -176,22 +188,15 @@ uintptr_t go_on(int signal)
 	}
 	if (ptrace(PTRACE_CONT, subject_pid, 0, signal))
 		fail("PTRACE_CONT");
-	return next_stop();
+	return next_trap();
 }
 
 uintptr_t single_step(void)
 {
-	int status;
-
 	if (ptrace(PTRACE_SINGLESTEP, subject_pid, 0, 0))
 		fail("PTRACE_SINGLESTEP");
-	while (waitpid(subject_pid, &status, __WALL) < 0)
-		if (errno != EINTR)
-			fail("waitpid");
-	if (!WIFSTOPPED(status) || WSTOPSIG(status) != SIGTRAP) {
-		errno = 0;
-		fail("a step did not end in a stop");
-	}
+	/* Or a signal that is no longer blocked shows up instead: who sends signals sends it once more. */
+	wait_for_stop();
 	return regs_ip((const machine_regs[]){ get_regs() });
 }
 
@@ -244,7 +249,8 @@ void tracer_start(enum subject subject)
 	sched_setaffinity(0, sizeof one, &one);
 	watch("start");
 	fflush(NULL);
-	subject_pid = fork();
+	/* Not fork(): the library's handlers would register this thread, and some subjects must be new. */
+	subject_pid = _Fork();
 	if (subject_pid < 0)
 		fail("fork");
 	if (!subject_pid) {

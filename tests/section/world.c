@@ -727,7 +727,9 @@ static void *rival(void *unused)
 static void on_signal(int sig)
 {
 	(void)sig;
+	__atomic_store_n(&control->handling, true, __ATOMIC_RELAXED);
 	entry->kind->interfere(BY_HANDLER, 0);
+	__atomic_store_n(&control->handling, false, __ATOMIC_RELAXED);
 }
 
 __attribute__((noinline)) void park(void)
@@ -740,13 +742,17 @@ __attribute__((noinline)) void finish(void)
 	__asm__ __volatile__("" ::: "memory");
 }
 
-/* As a thread of a kernel that refuses to serve it. */
+/* Gives the C library's registration back: what the library finds then is a thread that the kernel does not serve. */
 static void unregister(void)
 {
 	extern const ptrdiff_t __rseq_offset __attribute__((weak));
+	extern const unsigned int __rseq_size __attribute__((weak));
+	unsigned length;
 
-	if (&__rseq_offset &&
-	    syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, 1, PERCPU__SIGNATURE))
+	if (!&__rseq_offset || !&__rseq_size)
+		_exit(4);
+	length = __rseq_size <= 32 ? 32 : (__rseq_size + 63) / 64 * 64;
+	if (syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, length, 1, PERCPU__SIGNATURE))
 		_exit(4);
 }
 
