@@ -24,7 +24,7 @@ static size_t find_missing(const struct percpu_description *is, const char *miss
 	size_t n = 0;
 
 	if (is->mode == PERCPU_MODE_NONE)
-		missing[n++] = "restartable sequences: counters add with an atomic instruction (4 to 8 times slower), "
+		missing[n++] = "restartable sequences: counters add with an atomic instruction (some 10 times slower), "
 			       "other operations take a lock";
 	if (!is->concurrency_id)
 		missing[n++] = "the concurrency id: data is indexed by CPU number, so a program with few threads on "
@@ -33,7 +33,7 @@ static size_t find_missing(const struct percpu_description *is, const char *miss
 		missing[n++] = "the fence (membarrier for restartable sequences): without it no sections are used, "
 			       "as nobody could drain or steal";
 	if (!is->node_id)
-		missing[n++] = "the NUMA node in memory: to read it costs a call of getcpu (some 20 times slower)";
+		missing[n++] = "the NUMA node in memory: to read it costs a call of getcpu (some 10 times slower)";
 	if (!is->slice_extension)
 		missing[n++] = "the time-slice extension (Linux 7.0): a lock holder may be preempted at any moment; "
 			       "nothing of this version uses it";
