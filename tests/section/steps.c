@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One public operation after another, for a debugger to step through (steps.py): each between step_begin() and
+ * step_end(). Fails if any result is wrong.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include <percpu/histogram.h>
+#include <percpu/opv.h>
+#include <percpu/stack.h>
+
+struct cell {
+	uint64_t word, other;
+	unsigned char bytes[64];
+	uintptr_t list;
+	void *head;
+};
+
+static const char *now;
+static unsigned failed;
+
+__attribute__((noinline)) void step_begin(const char *name)
+{
+	now = name;
+	__asm__ __volatile__("" ::: "memory");
+}
+
+__attribute__((noinline)) void step_end(void)
+{
+	__asm__ __volatile__("" ::: "memory");
+}
+
+static void expect(bool right)
+{
+	if (right)
+		return;
+	fprintf(stderr, "wrong: %s\n", now);
+	failed++;
+}
+
+#define STEP(name, ...)                                                                                                \
+	do {                                                                                                           \
+		step_begin(name);                                                                                      \
+		__VA_ARGS__;                                                                                           \
+		step_end();                                                                                            \
+	} while (0)
+
+static uint64_t sum(uint64_t *word)
+{
+	uint64_t total = 0;
+
+	percpu_for_each_index(i)
+		total += *percpu_ptr(word, i);
+	return total;
+}
+
+/* Whatever the thread does meanwhile, the word it finds must be this. */
+static void set(uint64_t *word, uint64_t value)
+{
+	percpu_for_each_index(i)
+		*percpu_ptr(word, i) = value;
+}
+
+/* Takes all that any copy has: how many nodes. */
+static unsigned take_all(struct percpu_stack *stack, bool step)
+{
+	struct percpu_stack_node *node;
+	unsigned count = 0;
+	int rc;
+
+	percpu_for_each_index(i) {
+		node = NULL;
+		if (step && !percpu_stack_is_empty(stack, i))
+			STEP("stack_steal", rc = percpu_stack_steal(stack, i, &node));
+		else
+			rc = percpu_stack_steal(stack, i, &node);
+		expect(rc == 0);
+		for (; node; node = node->next)
+			count++;
+	}
+	return count;
+}
+
+static void words(struct cell *c)
+{
+	ptrdiff_t offset = offsetof(struct cell, other);
+	uint64_t was;
+	bool did;
+
+	STEP("add", percpu_this_add(&c->word, 7));
+	STEP("cpu_add_release", percpu_this_cpu_add_release(&c->other, 2));
+	expect(sum(&c->word) == 7 && sum(&c->other) == 2);
+	set(&c->other, 0);
+	STEP("add_offset", percpu_this_add_offset(&c->word, &offset, 5));
+	expect(sum(&c->other) == 5);
+	set(&c->word, 1);
+	set(&c->other, 2);
+	STEP("store_if_eq", did = percpu_this_store_if_eq(&c->word, 1, 3));
+	expect(did && sum(&c->word) == percpu_copies() + 2);
+	set(&c->word, 1);
+	STEP("store_if_eq that differs", did = percpu_this_store_if_eq(&c->word, 4, 3));
+	expect(!did && sum(&c->word) == percpu_copies());
+	STEP("store_if_eq2", did = percpu_this_store_if_eq2(&c->word, 1, &c->other, 2, 3));
+	expect(did && sum(&c->word) == percpu_copies() + 2);
+	set(&c->word, 1);
+	STEP("copy_store", did = percpu_this_copy_store(&c->word, 1, &c->bytes, "all at once, or nothing", 24, 3));
+	expect(did && sum(&c->word) == percpu_copies() + 2);
+	percpu_for_each_index(i)
+		expect(*percpu_ptr(&c->word, i) != 3 ||
+		       !strcmp((char *)percpu_ptr(c, i)->bytes, "all at once, or nothing"));
+	set(&c->word, 1);
+	STEP("xchg", was = percpu_this_xchg(&c->word, 3));
+	expect(was == 1 && sum(&c->word) == percpu_copies() + 2);
+}
+
+static void lists(struct cell *c)
+{
+	struct percpu_stack_node nodes[3] = { { NULL }, { &nodes[2] }, { NULL } };
+	struct percpu_stack stack;
+	uintptr_t out = 0, links[2] = { 0, 0 };
+	bool did;
+
+	links[0] = (uintptr_t)&links[1];
+	set((uint64_t *)&c->list, (uintptr_t)&links[0]);
+	STEP("follow", did = percpu_this_follow(&c->list, 0, 0, &out));
+	expect(did && out == (uintptr_t)&links[0]);
+	percpu_for_each_index(i)
+		*percpu_ptr(&c->head, i) = NULL;
+	STEP("push", percpu_this_push(&c->head, &links[1], 0));
+	did = false;
+	percpu_for_each_index(i)
+		did |= *percpu_ptr(&c->head, i) == &links[1];
+	expect(did && !links[1]);
+	percpu_for_each_index(i)
+		*percpu_ptr(&c->head, i) = &links[1];
+	STEP("pop", out = (uintptr_t)percpu_this_pop(&c->head, 0));
+	expect(out == (uintptr_t)&links[1]);
+
+	expect(percpu_stack_init(&stack) == 0);
+	STEP("stack_push", percpu_stack_push(&stack, &nodes[0]));
+	STEP("stack_push_chain", percpu_stack_push_chain(&stack, &nodes[1], &nodes[2]));
+	expect(take_all(&stack, true) == 3);
+	STEP("stack_pop of nothing", out = (uintptr_t)percpu_stack_pop(&stack));
+	expect(!out);
+	/* In some mode each of these may be another copy's. */
+	nodes[0].next = NULL;
+	percpu_for_each_index(i)
+		*percpu_ptr(stack.head, i) = &nodes[0];
+	STEP("stack_pop", out = (uintptr_t)percpu_stack_pop(&stack));
+	expect(out == (uintptr_t)&nodes[0]);
+	percpu_for_each_index(i)
+		*percpu_ptr(stack.head, i) = &nodes[0];
+	STEP("stack_pop_all", out = (uintptr_t)percpu_stack_pop_all(&stack));
+	expect(out == (uintptr_t)&nodes[0]);
+	percpu_stack_destroy(&stack);
+}
+
+static void counts(struct cell *c)
+{
+	struct percpu_op op = { .op = PERCPU_OP_ADD, .len = 8, .dst = &c->word, .value = 9 };
+	struct percpu_counter counter;
+	struct percpu_histogram histogram;
+	struct percpu_snapshot snapshot;
+	uint64_t out = 0;
+	int rc;
+
+	expect(percpu_counter_init(&counter) == 0 && percpu_histogram_init(&histogram, 3) == 0);
+	STEP("counter_add", percpu_counter_add(&counter, 3));
+	STEP("counter_drain", rc = percpu_counter_drain(&counter, &out));
+	expect(rc == 0 && out == 3);
+	STEP("histogram_record", percpu_histogram_record(&histogram, 12345));
+	expect(percpu_snapshot_init(&snapshot, 3) == 0);
+	rc = percpu_histogram_drain(&histogram, &snapshot); /* as long as there are buckets and CPUs */
+	expect(rc == 0 && snapshot.total == 1);
+	percpu_snapshot_destroy(&snapshot);
+	percpu_histogram_destroy(&histogram);
+	percpu_counter_destroy(&counter);
+
+	set(&c->word, 0);
+	STEP("opv", rc = percpu_opv(&op, 1, 0));
+	expect(rc == 0 && sum(&c->word) == 9);
+	STEP("fence", rc = percpu_fence());
+	expect(rc == 0);
+}
+
+int main(void)
+{
+	struct percpu_description about;
+	struct cell *c = percpu_alloc(sizeof *c, 64);
+
+	if (!c)
+		return 1;
+	words(c);
+	lists(c);
+	counts(c);
+	percpu_describe(&about);
+	fprintf(stderr, "mode %s, %u wrong\n", about.mode_name, failed);
+	percpu_free(c);
+	return failed != 0;
+}
