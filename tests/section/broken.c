@@ -5,7 +5,7 @@
  */
 #include "harness.h"
 
-#define NOINLINE static __attribute__((noinline, noclone))
+#define NOINLINE static __attribute__((noinline))
 
 #define ARMED   PERCPU__DESCRIPTOR PERCPU__A_ARM("3b", PERCPU__A_AREA)
 #define LOCATED PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, PERCPU__A_AREA, "4f")

@@ -6,7 +6,7 @@
  */
 #include "harness.h"
 
-#define NOINLINE static __attribute__((noinline, noclone))
+#define NOINLINE static __attribute__((noinline))
 
 #define VARIANTS(X)                                                                                                    \
 	X(id_relaxed, percpu_this, , PERCPU__BY_ID, PERCPU__RELAXED)                                                   \
