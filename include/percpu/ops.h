@@ -17,7 +17,8 @@
  *            *p += n.
  *   void     NAME add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n)
  *            *(p + *offset bytes) += n, where *offset (ordinary memory) is read inside the section: who changes it and
- *            calls percpu_fence() knows that the old place is not added to any more, slow paths included.
+ *            calls percpu_fence() knows that no section adds to the old place any more. (For slow paths that are under
+ *            way, take and release the copy's gate.)
  *   bool     NAME store_if_eq(uint64_t *p, uint64_t expected, uint64_t desired)
  *            if *p == expected, store desired; tells whether it did.
  *   bool     NAME store_if_eq2(uint64_t *p, uint64_t expected, const uint64_t *q, uint64_t expected2, uint64_t desired)

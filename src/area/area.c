@@ -36,8 +36,6 @@ struct area {
 };
 
 static struct area *areas;
-uintptr_t percpu__forker;
-uint32_t percpu__cold_word;
 
 void percpu__cold_lock(uint64_t *saved)
 {

@@ -47,7 +47,7 @@ static inline struct percpu__header *percpu__header_of(const void *base, unsigne
 PERCPU_HIDDEN void percpu__cold_lock(uint64_t *saved);
 PERCPU_HIDDEN void percpu__cold_unlock(const uint64_t *saved);
 
-/* The thread that is forking, by the address of its private data; 0 if none. Written by src/gate/fork.c. */
+/* Defined in src/gate/fork.c. The thread that is forking, by the address of its private data; 0 if none. */
 extern PERCPU_HIDDEN uintptr_t percpu__forker;
 extern PERCPU_HIDDEN uint32_t percpu__cold_word;
 

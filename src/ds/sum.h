@@ -3,8 +3,8 @@
  * Words that are only ever added to: their sum, and taking it exactly once.
  *
  * `drained` is the sum of all drains' results. A drain reads it, then the words, and replaces it by the sum it saw: the
- * difference is its own. Whoever replaced it in between makes the exchange fail. (Should it be back at the same value,
- * then so much was drained in between that the difference is still what is left.)
+ * difference is its own. Whoever replaced it in between makes the exchange fail. So the results of all drains and what is
+ * left always add up to all additions, modulo 2^64, also if some of them are negative.
  */
 #ifndef PERCPU_SRC_SUM_H
 #define PERCPU_SRC_SUM_H

@@ -2,13 +2,17 @@
 /*
  * fork: the child must not see a slow path that another thread is in the middle of, for that thread will not exist.
  *
- * Sections need nothing: memory is consistent at every instruction of theirs. For slow paths the forking thread first
- * says that it forks, then waits until no gate is held; a holder first takes its gate, then looks whether somebody forks,
- * and if so backs out and waits. Each side writes before it reads, sequentially consistent, so one of them sees the other.
- * The forking thread itself may go on using everything, for its other atfork handlers run in between.
+ * Sections need nothing: memory is consistent at every instruction of theirs. For slow paths, where sections run, the
+ * forking thread first says that it forks, then waits until no gate is held; a holder first takes its gate, then looks
+ * whether somebody forks, and if so backs out and waits. Each side writes before it reads, sequentially consistent, so one
+ * of them sees the other. Gates stay open to sections all the while.
  *
- * A handler in mode none may fork while the operation it interrupted holds a gate: that one is not waited for, and the
- * child's own thread finishes it.
+ * In mode none a holder may be stopped between the two by a handler that needs a gate too, so there the forking thread
+ * takes all gates instead: others wait at them. Remainders come last: until then a handler always finds that one free, or
+ * held by somebody who cannot be stopped. (A gate that was never used is not taken; its first user sees the fork.)
+ *
+ * The forking thread itself may go on using everything, for its other atfork handlers run in between. A handler in mode
+ * none may fork while the operation it interrupted holds a gate: the child's own thread finishes that.
  */
 #include <limits.h>
 #include <pthread.h>
@@ -17,26 +21,39 @@
 #include "gate/gate.h"
 #include "rseq/thread.h"
 
-/* Here, so that whoever links gates from the static library has this file's handlers too. */
+/* Here, so that whoever links areas or gates from the static library has this file's handlers too. */
 uint32_t percpu__fork_word;
+uintptr_t percpu__forker;
+uint32_t percpu__cold_word;
 
+static uint32_t child_id;
 static uint32_t one_fork; /* a lock: the forking thread has it from prepare to resume */
 static uint32_t nested;   /* forks by signal handlers of the forking thread, inside its fork; its own */
 
-static void each_gate(char *base, void (*what)(struct percpu__gate *gate))
+struct walk {
+	void (*what)(struct percpu__gate *gate);
+	bool remainders;
+};
+
+static void each_gate(char *base, void *arg)
 {
-	unsigned remainder = percpu__remainder;
-	uint32_t gated = __atomic_load_n(&percpu__header_of(base, remainder)->gated, __ATOMIC_SEQ_CST);
+	const struct walk *walk = arg;
+	unsigned from = 0, to = __atomic_load_n(&percpu__header_of(base, percpu__remainder)->gated, __ATOMIC_SEQ_CST);
 
-	for (unsigned index = 0; index <= remainder; index++) {
-		struct percpu__header *header;
+	if (walk->remainders)
+		from = percpu__remainder, to = percpu__remainder + 1;
+	for (unsigned index = from; index < to; index++) {
+		struct percpu__header *header = percpu__header_of(base, index);
 
-		if (index >= gated)
-			index = remainder;
-		header = percpu__header_of(base, index);
-		what(&header->by_id);
-		what(&header->by_cpu);
+		walk->what(&header->by_id);
+		walk->what(&header->by_cpu);
 	}
+}
+
+static void all_gates(void (*what)(struct percpu__gate *gate))
+{
+	percpu__each_area(each_gate, &(struct walk){ what, false });
+	percpu__each_area(each_gate, &(struct walk){ what, true });
 }
 
 static void wait_for_holder(struct percpu__gate *gate)
@@ -45,16 +62,9 @@ static void wait_for_holder(struct percpu__gate *gate)
 		percpu__gate_wait_idle(gate);
 }
 
-static void quiesce(char *base, void *unused)
+static void start_over(struct percpu__gate *gate)
 {
-	(void)unused;
-	each_gate(base, wait_for_holder);
-}
-
-static void start_over(char *base, void *unused)
-{
-	(void)unused;
-	each_gate(base, percpu__gate_reset);
+	percpu__gate_reset(gate, child_id);
 }
 
 /* Signals are blocked wherever a lock is held that a handler of this thread could want and percpu__forker does not tell. */
@@ -72,7 +82,7 @@ static void prepare(void)
 		__atomic_store_n(&percpu__fork_word, 1, __ATOMIC_RELAXED);
 		__atomic_store_n(&percpu__forker, (uintptr_t)&percpu__private, __ATOMIC_SEQ_CST);
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		percpu__each_area(quiesce, NULL);
+		all_gates(percpu__mode() == PERCPU_MODE_NONE ? percpu__gate_lock_forked : wait_for_holder);
 	}
 	percpu__restore_signals(&saved);
 }
@@ -85,6 +95,8 @@ static void resume(void)
 	if (nested) {
 		nested--;
 	} else {
+		if (percpu__mode() == PERCPU_MODE_NONE)
+			all_gates(percpu__gate_unlock_forked);
 		__atomic_store_n(&percpu__forker, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&percpu__fork_word, 0, __ATOMIC_RELEASE);
 		percpu__futex_wake(&percpu__fork_word, INT_MAX, ~0U);
@@ -94,18 +106,24 @@ static void resume(void)
 	percpu__restore_signals(&saved);
 }
 
-/* The only thread: nobody to wake. A child of a nested fork resumes the outer fork's parent half when that returns. */
+/* The only thread: nobody to wake. A child of a nested fork has the outer fork still to finish, as its parent has. */
 static void in_child(void)
 {
-	percpu__each_area(start_over, NULL);
+	uint64_t saved;
+
+	percpu__block_signals(&saved);
+	child_id = percpu__task_id();
 	if (nested) {
 		nested--;
-		return;
+	} else {
+		all_gates(start_over);
+		percpu__private.id = child_id;
+		percpu__forker = 0;
+		percpu__fork_word = 0;
+		percpu__cold_word = 0;
+		one_fork = 0;
 	}
-	percpu__forker = 0;
-	percpu__fork_word = 0;
-	percpu__cold_word = 0;
-	one_fork = 0;
+	percpu__restore_signals(&saved);
 }
 
 __attribute__((constructor(102))) static void watch_forks(void)

@@ -7,6 +7,7 @@
  *   SLEEPERS  somebody may sleep on the word
  *   PASSED    closed and fenced, held by nobody: the next locker need not fence, because it was never open in between
  *   SHUT      the remainder's: never open, so never a fence; otherwise a lock like any other
+ *   FORKED    mode none: held by a thread that forks, for all its operations (fork.c)
  * The holder hands over by PASSED only while `lockers` says that somebody waits to hold it (waiters never give up), and a
  * few times at most, so that sections get their turn. Threads that only want to run a section sleep too, but in another
  * wake set: they are woken when the gate opens, all at once, and run their sections instead of forming a queue of holders.
@@ -14,7 +15,7 @@
  * Ordering. Closing (CAS) then fence: a section that saw the gate open has committed, visibly to us, or was aborted.
  * Opening is a release; a section that loads 0 is ordered after it (ports: total store order, or an address dependency).
  *
- * Lock order: gates by address; under a gate nothing else. Holders block all signals (in mode none only for the
+ * Lock order: gates by address, remainders' after all others; under a gate nothing else. Holders block all signals (in mode none only for the
  * remainder's gate), so a handler never meets its own thread's gate; in mode none a handler that interrupted a holder
  * never waits for a gate whose holder may be stopped likewise: it takes the remainder's, or fails with -EDEADLK.
  */
@@ -29,6 +30,7 @@
 #define SLEEPERS 2U
 #define PASSED   4U
 #define SHUT     PERCPU__SHUT
+#define FORKED   16U
 #define OWNER    8 /* first bit of the holder's id */
 
 /* About as long as an operation under the gate and its fence take; sleeping and waking costs more. */
@@ -55,6 +57,11 @@ bool percpu__gate_is_mine(const struct percpu__gate *gate)
 	uint32_t word = load(&gate->word);
 
 	return (word & HELD) && word >> OWNER == percpu__private.id;
+}
+
+static bool is_forked(const struct percpu__gate *gate)
+{
+	return percpu__gate_is_mine(gate) && (load(&gate->word) & FORKED);
 }
 
 /* SEQ_CST: pairs with fork's prepare handler, which sets percpu__forker and then looks at the gates. */
@@ -84,6 +91,8 @@ static void sleep_on(struct percpu__gate *gate, uint32_t word, uint32_t set)
 
 static void lock(struct percpu__gate *gate, bool *owes_fence)
 {
+	uint32_t waiting;
+
 	for (int i = 0; i < SPINS; i++) {
 		if (try_lock(gate, owes_fence))
 			return;
@@ -97,7 +106,11 @@ static void lock(struct percpu__gate *gate, bool *owes_fence)
 		if (word & HELD)
 			sleep_on(gate, word, FOR_LOCKERS);
 	}
-	__atomic_fetch_sub(&gate->lockers, 1, __ATOMIC_SEQ_CST);
+	/* Not below 0: a signal handler may have forked while we waited, and the child starts from 0. */
+	waiting = load(&gate->lockers);
+	while (waiting && !__atomic_compare_exchange_n(&gate->lockers, &waiting, waiting - 1, 0, __ATOMIC_SEQ_CST,
+						       __ATOMIC_RELAXED))
+		;
 }
 
 static void unlock(struct percpu__gate *gate, bool fenced)
@@ -121,7 +134,8 @@ void percpu__gate_wait_open(struct percpu__gate *gate)
 	uint32_t word;
 
 	for (int i = 0; i < SPINS; i++) {
-		if (!load(&gate->word))
+		word = load(&gate->word);
+		if (!word || (word & SHUT))
 			return;
 		percpu__pause();
 	}
@@ -144,13 +158,35 @@ void percpu__gate_wait_idle(struct percpu__gate *gate)
 	}
 }
 
-void percpu__gate_reset(struct percpu__gate *gate)
+void percpu__gate_reset(struct percpu__gate *gate, uint32_t new_id)
 {
-	uint32_t mine = percpu__gate_is_mine(gate) ? HELD | my_tag() : 0;
+	uint32_t word = gate->word, now = word & SHUT;
 
-	gate->lockers = 0;
-	gate->passes = 0;
-	gate->word = (gate->word & SHUT) | mine;
+	if (percpu__gate_is_mine(gate) && !(word & FORKED))
+		now |= HELD | new_id << OWNER;
+	/* A copy that was not in use stays untouched, and shares its page with the parent. */
+	if (word != now)
+		gate->word = now;
+	if (gate->lockers)
+		gate->lockers = 0;
+	if (gate->passes)
+		gate->passes = 0;
+}
+
+void percpu__gate_lock_forked(struct percpu__gate *gate)
+{
+	bool owes_fence = false;
+
+	if (percpu__gate_is_mine(gate))
+		return;
+	lock(gate, &owes_fence);
+	__atomic_fetch_or(&gate->word, FORKED, __ATOMIC_RELAXED);
+}
+
+void percpu__gate_unlock_forked(struct percpu__gate *gate)
+{
+	if (is_forked(gate))
+		unlock(gate, true);
 }
 
 static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kind)
@@ -160,15 +196,17 @@ static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kin
 	return kind == PERCPU__KIND_CPU ? &header->by_cpu : &header->by_id;
 }
 
-/* So that fork looks at this gate. */
-static void note_gated(const struct percpu_gate *held)
+/* So that fork looks at this gate (it always looks at the remainder's). False: a fork is under way that does not. */
+static bool note_gated(const struct percpu_gate *held)
 {
 	uint32_t *gated = &percpu__header_of(held->base, percpu__remainder)->gated;
-	uint32_t seen = load(gated);
+	uint32_t seen = __atomic_load_n(gated, __ATOMIC_SEQ_CST);
+	bool raised = false;
 
-	while (seen <= held->index &&
-	       !__atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
-		;
+	while (held->index != percpu__remainder && seen <= held->index && !raised)
+		raised = __atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST,
+						     __ATOMIC_SEQ_CST);
+	return !raised || percpu__mode() != PERCPU_MODE_NONE || !__atomic_load_n(&percpu__forker, __ATOMIC_SEQ_CST);
 }
 
 static void unlock_all(struct percpu_gate *gates, unsigned count, bool fenced)
@@ -203,12 +241,23 @@ static bool lock_all(struct percpu_gate *gates, unsigned count, bool waits, bool
 	return true;
 }
 
-/* A fork waits for all holders; new ones wait for the fork, but for the forking thread's own. */
-static bool fork_is_waiting(void)
+/*
+ * Not in mode none, a fork waits for all holders, and new ones for the fork, but for the forking thread's own. Nor does
+ * a thread wait that holds a gate already: the fork waits for that one.
+ */
+static bool must_wait_for_fork(void)
 {
 	uintptr_t forker = __atomic_load_n(&percpu__forker, __ATOMIC_SEQ_CST);
 
-	return forker && forker != (uintptr_t)&percpu__private;
+	return forker && forker != (uintptr_t)&percpu__private && percpu__mode() != PERCPU_MODE_NONE &&
+	       percpu__private.holding == 1;
+}
+
+/* Mode none: the calling thread forks and has all gates. Its operations only keep its own handlers away. */
+static bool has_all_gates(void)
+{
+	return percpu__mode() == PERCPU_MODE_NONE &&
+	       __atomic_load_n(&percpu__forker, __ATOMIC_RELAXED) == (uintptr_t)&percpu__private;
 }
 
 static int fence_for(const struct percpu_gate *gates, unsigned count)
@@ -235,35 +284,57 @@ static bool may_wait(const struct percpu_gate *gates, unsigned count)
 	return percpu__private.holding == 0 || (count == 1 && gates->index == percpu__remainder);
 }
 
+static bool all_noted(const struct percpu_gate *gates, unsigned count)
+{
+	bool all = true;
+
+	for (unsigned i = 0; i < count; i++)
+		all &= note_gated(&gates[i]);
+	return all;
+}
+
+/* Takes nothing: for a thread that has all gates. Undone by percpu__gates_unlock. */
+static void enter_forked(struct percpu_gate *gates, unsigned count)
+{
+	percpu__block_signals(&gates->saved_signals);
+	for (unsigned i = 0; i < count; i++)
+		gates[i].kinds = 0;
+}
+
 int percpu__gates_lock(struct percpu_gate *gates, unsigned count)
 {
 	volatile uint32_t *holding = &percpu__private.holding;
-	bool waits, blocks = blocks_signals(gates, count), owes_fence;
-	int rc = 0;
+	bool waits, owes_fence, blocks = blocks_signals(gates, count);
+	int rc = -EDEADLK;
 
 	percpu__thread_start();
-	for (unsigned i = 0; i < count; i++)
-		note_gated(&gates[i]);
+	if (has_all_gates()) {
+		enter_forked(gates, count);
+		return 0;
+	}
 	for (;;) {
 		owes_fence = false;
 		if (blocks)
 			percpu__block_signals(&gates->saved_signals);
 		waits = may_wait(gates, count);
 		*holding = *holding + 1;
-		if (!lock_all(gates, count, waits, &owes_fence)) {
-			rc = -EDEADLK;
-			break;
-		}
-		if (!fork_is_waiting()) {
-			/* Still closed since somebody else's fence, or shut: no section to wait for. */
-			if (owes_fence)
-				rc = fence_for(gates, count);
-			if (!rc)
-				return 0;
+		if (!all_noted(gates, count)) {
+			/* The first use of a gate, while a fork is under way. */
+			if (!waits)
+				break;
+		} else {
+			if (!lock_all(gates, count, waits, &owes_fence))
+				break;
+			if (!must_wait_for_fork()) {
+				/* Still closed since somebody else's fence, or shut: no section to wait for. */
+				rc = owes_fence ? fence_for(gates, count) : 0;
+				if (!rc)
+					return 0;
+				unlock_all(gates, count, false);
+				break;
+			}
 			unlock_all(gates, count, false);
-			break;
 		}
-		unlock_all(gates, count, false);
 		*holding = *holding - 1;
 		if (blocks)
 			percpu__restore_signals(&gates->saved_signals);
@@ -279,6 +350,10 @@ void percpu__gates_unlock(struct percpu_gate *gates, unsigned count)
 {
 	volatile uint32_t *holding = &percpu__private.holding;
 
+	if (count && !gates->kinds) {
+		percpu__restore_signals(&gates->saved_signals);
+		return;
+	}
 	unlock_all(gates, count, true);
 	*holding = *holding - 1;
 	if (blocks_signals(gates, count))
@@ -292,34 +367,27 @@ void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds)
 	bool owes_fence = false;
 
 	gate->base = base;
+	gate->index = first;
 	gate->kinds = kinds;
+	if (has_all_gates()) {
+		enter_forked(gate, 1);
+		return;
+	}
 	*holding = *holding + 1;
 	for (unsigned i = 0; i < count; i++) {
 		gate->index = first + i < count ? first + i : first + i - count;
-		note_gated(gate);
-		if (!try_lock(gate_of(gate, kinds), &owes_fence))
-			continue;
-		if (!fork_is_waiting()) {
+		if (note_gated(gate) && try_lock(gate_of(gate, kinds), &owes_fence)) {
 			/* Threads that meet here drift apart. */
 			percpu__private.spread = gate->index;
 			return;
 		}
-		unlock(gate_of(gate, kinds), false);
-		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
-		i--;
 	}
 	*holding = *holding - 1;
 	/* Holders of this one are never stopped by a signal, so it is safe to wait, whatever we interrupted. */
-	gate->index = count;
+	gate->index = percpu__remainder;
 	percpu__block_signals(&gate->saved_signals);
 	*holding = *holding + 1;
-	for (;;) {
-		lock(gate_of(gate, kinds), &owes_fence);
-		if (!fork_is_waiting())
-			return;
-		unlock(gate_of(gate, kinds), false);
-		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
-	}
+	lock(gate_of(gate, kinds), &owes_fence);
 }
 
 int percpu_gate_lock(void *object, unsigned index, struct percpu_gate *gate)

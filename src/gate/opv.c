@@ -19,7 +19,7 @@
 #define MOST_GATES (2 * PERCPU_OPV_MAX_OPS)
 
 struct plan {
-	struct percpu_gate gates[MOST_GATES]; /* sorted by address */
+	struct percpu_gate gates[MOST_GATES]; /* by address, remainders' last */
 	unsigned count;
 	unsigned index, other; /* the two indexes that may be named; other is UINT32_MAX until it is */
 };
@@ -55,28 +55,34 @@ static int probe(const void *memory, uint32_t len, int (*how)(uintptr_t at))
 	return 0;
 }
 
+/* The lock order. */
+static bool comes_before(const struct percpu_gate *a, const struct percpu_gate *b)
+{
+	bool last_a = a->index == percpu__remainder, last_b = b->index == percpu__remainder;
+
+	if (last_a != last_b)
+		return last_b;
+	return percpu_ptr((char *)a->base, a->index) < percpu_ptr((char *)b->base, b->index);
+}
+
 static int add_gate(struct plan *plan, char *base, unsigned index)
 {
+	struct percpu_gate gate = { .base = base, .index = index, .kinds = PERCPU__KINDS };
 	struct percpu_gate *gates = plan->gates;
-	char *address = percpu_ptr(base, index);
-	unsigned at;
+	unsigned at = 0;
 
 	if (index != plan->index && index != plan->other) {
 		if (plan->other != UINT32_MAX)
 			return -EINVAL;
 		plan->other = index;
 	}
-	for (at = 0; at < plan->count; at++) {
-		char *here = percpu_ptr((char *)gates[at].base, gates[at].index);
-
-		if (here == address)
-			return 0;
-		if (here > address)
-			break;
-	}
+	while (at < plan->count && comes_before(&gates[at], &gate))
+		at++;
+	if (at < plan->count && !comes_before(&gate, &gates[at]))
+		return 0;
 	memmove(&gates[at + 1], &gates[at], (plan->count - at) * sizeof *gates);
 	plan->count++;
-	gates[at] = (struct percpu_gate){ .base = base, .index = index, .kinds = PERCPU__KINDS };
+	gates[at] = gate;
 	return 0;
 }
 

@@ -61,10 +61,11 @@ static int do_plainly(struct percpu__request *r, unsigned index)
 
 	switch ((enum percpu__section)r->section) {
 	case PERCPU__ADD:
-		*object += r->desired;
+		__atomic_store_n(object, *object + r->desired, __ATOMIC_RELEASE);
 		break;
 	case PERCPU__ADD_OFFSET:
-		*(uint64_t *)(void *)((char *)object + *(const volatile ptrdiff_t *)r->second) += r->desired;
+		object = (uint64_t *)(void *)((char *)object + *(const volatile ptrdiff_t *)r->second);
+		__atomic_store_n(object, *object + r->desired, __ATOMIC_RELEASE);
 		break;
 	case PERCPU__STORE_EQ2:
 		if (*percpu_ptr((const uint64_t *)r->second, index) != r->expected2)

@@ -2,10 +2,9 @@
 /*
  * The mode, decided once, and each thread's way into it.
  *
- * Mode libc is believed only where the kernel confirms it: a thread asks to register the C library's area again, and
- * "busy" says that it is registered for this very task. (A raw clone starts with an area full of zeros, which looks like
- * CPU 0.) In mode own the area lies in static thread-local storage, which lives as long as the kernel thread can return
- * to user mode: nothing has to be undone at thread exit, as with the C library's own.
+ * Mode libc is believed only where the kernel confirms it for the calling task: a raw clone's area is full of zeros, which
+ * looks like CPU 0, or is its parent's. In mode own the area lies in static thread-local storage, which lives as long as
+ * the kernel thread can return to user mode: nothing has to be undone at thread exit, as with the C library's own.
  *
  * percpu__private.own is a stand-in until mode own registers it: no CPU, and the remainder as index.
  */
@@ -30,6 +29,7 @@
 #define AUX_RSEQ_ALIGN        28
 #define PRCTL_RSEQ_SLICE      79
 #define PRCTL_RSEQ_SLICE_GET  1
+#define RSEQ_UNREGISTER       1
 #define LEGACY_LENGTH         32
 #define LEGACY_FEATURES       20
 #define CID_FEATURES          28
@@ -52,14 +52,15 @@ extern const unsigned int __rseq_size __attribute__((weak));
 /* Where new threads point before their first slow path. Its index is set before the first area exists. */
 struct percpu__rseq percpu__newcomer = { .cpu_id_start = ~0U, .node_id = ~0U };
 
-__thread struct percpu__rseq *percpu__self = &percpu__newcomer;
-__thread struct percpu__private percpu__private = { .own = { .cpu_id_start = ~0U, .cpu_id = ~0U } };
+/* The attribute counts at the definition too: no call of __tls_get_addr, which may allocate, on any path. */
+__thread struct percpu__rseq *percpu__self __attribute__((tls_model("initial-exec"))) = &percpu__newcomer;
+__thread struct percpu__private percpu__private
+	__attribute__((tls_model("initial-exec"))) = { .own = { .cpu_id_start = ~0U, .cpu_id = ~0U } };
 struct percpu__process percpu__process;
 uint32_t percpu__index_offset = offsetof(struct percpu__rseq, mm_cid);
 uint32_t percpu__node_mask = ~0U;
 uint32_t percpu__remainder;
 
-static uint32_t threads; /* started so far */
 static uint32_t decided; /* 0 not yet, 1 somebody is at it, 2 done */
 
 static struct percpu__rseq *libc_area(void)
@@ -81,31 +82,42 @@ static void make_stand_in(struct percpu__rseq *area)
 	__atomic_store_n(&area->mm_cid, percpu__remainder, __ATOMIC_RELAXED);
 }
 
+/*
+ * Asks without changing anything: an attempt to unregister with a wrong signature is not permitted if this area is
+ * registered with this length for the calling task, and invalid otherwise.
+ */
+static long probe_registration(const struct percpu__rseq *area, uint32_t length)
+{
+	return percpu__sys4(SYS_rseq, (long)area, length, RSEQ_UNREGISTER, (long)(int)~PERCPU__SIGNATURE);
+}
+
 /* Whether the kernel serves the C library's area for the calling task. */
 static bool libc_serves_this_task(void)
 {
+	unsigned long align = getauxval(AUX_RSEQ_ALIGN);
 	struct percpu__rseq *area;
-	uint32_t length;
+	uint32_t lengths[3];
 	unsigned cpu = ~0U;
-	long rc;
 
 	if (!&__rseq_offset || !&__rseq_size || __rseq_size == 0)
 		return false;
 	area = libc_area();
 	if ((int)*(volatile uint32_t *)&area->cpu_id < 0)
 		return false;
-	/* Sizes up to 32 are registered as 32; larger ones as the C library says, rounded up to the alignment. */
-	length = __rseq_size <= LEGACY_LENGTH ? LEGACY_LENGTH : (__rseq_size + 63) / 64 * 64;
-	rc = register_area(area, length);
-	if (rc == 0 || rc == -EBUSY)
-		return true;
-	if (rc == -EPERM || rc == -EINVAL || rc == -ENOSYS) {
-		/* Another length than we think, or a sandbox that forbids to ask: the area must name this CPU. */
+	if (probe_registration(NULL, 0) == -EINVAL) {
+		/* The length: 32 for all sizes up to that; else the size, which may have been rounded up. */
+		lengths[0] = __rseq_size <= LEGACY_LENGTH ? LEGACY_LENGTH : __rseq_size;
+		lengths[1] = (lengths[0] + LEGACY_LENGTH - 1) / LEGACY_LENGTH * LEGACY_LENGTH;
+		lengths[2] = align ? (uint32_t)((lengths[0] + align - 1) / align * align) : lengths[1];
 		for (int i = 0; i < 3; i++)
-			if (percpu__sys4(SYS_getcpu, (long)&cpu, 0, 0, 0) == 0 &&
-			    *(volatile uint32_t *)&area->cpu_id == cpu)
+			if (probe_registration(area, lengths[i]) == -EPERM)
 				return true;
+		return false;
 	}
+	/* A sandbox forbids to ask: the area must name this CPU. */
+	for (int i = 0; i < 3; i++)
+		if (percpu__sys4(SYS_getcpu, (long)&cpu, 0, 0, 0) == 0 && *(volatile uint32_t *)&area->cpu_id == cpu)
+			return true;
 	return false;
 }
 
@@ -294,6 +306,11 @@ __attribute__((constructor(101))) static void init_early(void)
 	percpu__init();
 }
 
+uint32_t percpu__task_id(void)
+{
+	return (uint32_t)percpu__sys4(SYS_gettid, 0, 0, 0, 0);
+}
+
 bool percpu__thread_start(void)
 {
 	struct percpu__private *me = &percpu__private;
@@ -306,10 +323,7 @@ bool percpu__thread_start(void)
 	if (me->state == PERCPU__NEW) {
 		struct percpu__rseq *area = &me->own;
 
-		/* 24 bits, as much as a gate has room for; 0 is nobody. */
-		do
-			me->id = __atomic_add_fetch(&threads, 1, __ATOMIC_RELAXED) & 0xffffff;
-		while (!me->id);
+		me->id = percpu__task_id();
 		me->spread = me->id % percpu__process.about.possible_cpus;
 		if (percpu__mode() == PERCPU_MODE_NONE)
 			me->state = PERCPU__NONE;

@@ -33,7 +33,7 @@ enum percpu__force {
 struct percpu__private {
 	struct percpu__rseq own __attribute__((aligned(64))); /* registered in mode own; else the stand-in */
 	char own_rest[PERCPU__AREA_BYTES - sizeof(struct percpu__rseq)];
-	uint32_t id;         /* of the thread, from 1; set when it starts */
+	uint32_t id;         /* of the task; set when the thread starts, and in a forked child */
 	uint32_t spread;     /* mode none: the copy to try first */
 	uint32_t holding;    /* gates that this thread, or what its handlers interrupted, holds or is about to take */
 	unsigned char state; /* enum percpu__state */
@@ -53,6 +53,8 @@ extern PERCPU_HIDDEN struct percpu__rseq percpu__newcomer;
 PERCPU_HIDDEN void percpu__init(void);
 /* A NEW thread becomes one of the others. Returns true if it can run sections now. */
 PERCPU_HIDDEN bool percpu__thread_start(void);
+/* The kernel's id of the calling task: at most 22 bits, never 0. */
+PERCPU_HIDDEN uint32_t percpu__task_id(void);
 PERCPU_HIDDEN void percpu__thread_force(enum percpu__force force);
 /* The area that serves the calling thread if it is registered, wherever percpu__self leads now. */
 PERCPU_HIDDEN struct percpu__rseq *percpu__true_area(void);
