@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "area/area.h"
+
 struct wide {
 	uint64_t first, second;
 } __attribute__((aligned(64)));
@@ -514,6 +516,40 @@ static void static_variables(void **state)
 	assert_true(percpu_this_ptr(hits) < percpu_ptr(hits, percpu_possible_cpus()));
 }
 
+/* Address space that does not begin at a multiple of the stride is trimmed at both ends. */
+static int reserve_odd_sizes(void)
+{
+	for (uint32_t more = 1; more < 12; more++) {
+		long error = 0;
+		char *base;
+		unsigned char present;
+
+		percpu__remainder = more;
+		base = percpu__reserve(-1, &error);
+		if (!base || (uintptr_t)base % PERCPU_STRIDE)
+			return 1;
+		/* All of it is there, to be written to, and its last gate is shut. */
+		for (uint32_t index = 0; index <= more; index++)
+			*(volatile char *)(percpu_ptr(base, index) + PERCPU_STRIDE - 1) = 1;
+		if (percpu__header_of(base, more)->by_id.word != PERCPU__SHUT ||
+		    percpu__header_of(base, more)->by_cpu.word != PERCPU__SHUT ||
+		    percpu__header_of(base, 0)->by_id.word)
+			return 2;
+		if (munmap(base, (size_t)(more + 1) * PERCPU_STRIDE) || mincore(base, 1, &present) == 0)
+			return 3;
+		/* So that the next one begins elsewhere. */
+		if (mmap(NULL, 4096 * more, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+			return 4;
+	}
+	return 0;
+}
+
+static void reservations_are_aligned(void **state)
+{
+	(void)state;
+	assert_int_equal(unit_in_child(reserve_odd_sizes), 0);
+}
+
 static void iteration(void **state)
 {
 	unsigned next = 0;
@@ -646,6 +682,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(allocations_follow_a_model),
 		cmocka_unit_test(threads_allocate_at_once),
 		cmocka_unit_test(static_variables),
+		cmocka_unit_test(reservations_are_aligned),
 		cmocka_unit_test(iteration),
 		cmocka_unit_test(processes_count_together),
 		cmocka_unit_test(shared_areas_refuse),

@@ -116,7 +116,7 @@ static void a_held_gate_keeps_sections_out(void **state)
 	__atomic_store_n(&stop, 0, __ATOMIC_RELAXED);
 	for (size_t i = 0; i < ADDERS; i++)
 		assert_int_equal(pthread_create(&threads[i], NULL, add_until_stopped, &counts[i]), 0);
-	for (unsigned turn = 0; turn < 60; turn++) {
+	for (unsigned turn = 0; turn < 24; turn++) {
 		unsigned index = turn % percpu_copies();
 		struct percpu_gate gate;
 		uint64_t seen[3], plain;
@@ -125,13 +125,13 @@ static void a_held_gate_keeps_sections_out(void **state)
 		for (size_t word = 0; word < 3; word++)
 			seen[word] = now_at(index, word);
 		/* A long time for whoever ignores the gate. */
-		for (int i = 0; i < 20; i++)
+		for (int i = 0; i < 8; i++)
 			sched_yield();
 		for (size_t word = 0; word < 3; word++)
 			seen[word] -= now_at(index, word);
 		/* And what the holder does plainly is not lost. */
 		plain = now_at(index, 0);
-		for (int i = 0; i < 10; i++)
+		for (int i = 0; i < 2; i++)
 			sched_yield();
 		__atomic_store_n(percpu_ptr(object, index), plain + 1000000, __ATOMIC_RELAXED);
 		percpu_gate_unlock(&gate);
@@ -232,8 +232,8 @@ static int in_child_with_deadline(int (*what)(unsigned), unsigned index)
 
 	if (child == 0)
 		_exit(what(index));
-	for (int i = 0; i < 300; i++) {
-		const struct timespec pause = { .tv_nsec = 10000000 };
+	for (int i = 0; i < 5000; i++) {
+		const struct timespec pause = { .tv_nsec = 1000000 };
 
 		if (waitpid(child, &status, WNOHANG) == child)
 			return WIFEXITED(status) ? WEXITSTATUS(status) : 100 + WTERMSIG(status);
@@ -294,6 +294,117 @@ static void who_holds_one_does_not_wait_for_another(void **state)
 	assert_int_equal(refused, -EDEADLK);
 	/* In another area that index is free. */
 	assert_int_equal(given, 0);
+}
+
+/* Both gates of a copy or none: the slow path holds only one kind, and the other must not stay closed. */
+static void *hold_one_kind(void *arg)
+{
+	struct percpu_gate gate = { .base = percpu__base_of(object), .index = 1, .kinds = PERCPU__KIND_CPU };
+
+	*(int *)arg = percpu__gates_lock(&gate, 1);
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&barrier);
+	percpu__gates_unlock(&gate, 1);
+	return NULL;
+}
+
+static void a_refusal_leaves_nothing_closed(void **state)
+{
+	struct percpu__header *header = percpu__header_of(percpu__base_of(object), 1);
+	struct percpu_gate first, second;
+	pthread_t thread;
+	int theirs = -1, refused;
+	uint32_t left;
+
+	(void)state;
+	pthread_barrier_init(&barrier, NULL, 2);
+	assert_int_equal(pthread_create(&thread, NULL, hold_one_kind, &theirs), 0);
+	pthread_barrier_wait(&barrier);
+	assert_int_equal(percpu_gate_lock(object, 0, &first), 0);
+	refused = percpu_gate_lock(object, 1, &second);
+	left = __atomic_load_n(&header->by_id.word, __ATOMIC_RELAXED);
+	percpu_gate_unlock(&first);
+	pthread_barrier_wait(&barrier);
+	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&barrier);
+	assert_int_equal(theirs, 0);
+	assert_int_equal(refused, -EDEADLK);
+	assert_int_equal(left, percpu_copies() == 2 ? PERCPU__SHUT : 0);
+	assert_int_equal(header->by_cpu.word, left);
+}
+
+/* Forks while threads hold gates: the child finds all of them open, and can use everything. */
+static int use_every_gate(unsigned unused)
+{
+	uint64_t before = 0, after = 0;
+
+	(void)unused;
+	percpu_for_each_index(index) {
+		struct percpu_gate gate;
+
+		if (percpu_gate_lock(object, index, &gate))
+			return 1;
+		/* No holder was in the middle: what it changes together is equal. */
+		if (now_at(index, 1) != now_at(index, 2))
+			return 2;
+		percpu_gate_unlock(&gate);
+		before += now_at(index, 0);
+	}
+	percpu__thread_force(PERCPU__FORCE_GATE);
+	percpu_this_add(object, 1);
+	percpu__thread_force(PERCPU__FORCE_REMAINDER);
+	percpu_this_add(object, 1);
+	percpu__thread_force(PERCPU__FORCE_OFF);
+	percpu_this_add(object, 1);
+	percpu_for_each_index(index)
+		after += now_at(index, 0);
+	return after == before + 3 ? 0 : 3;
+}
+
+static void *hold_and_change(void *arg)
+{
+	uint64_t *adds = arg;
+
+	for (unsigned i = 0; !__atomic_load_n(&stop, __ATOMIC_RELAXED); i++) {
+		unsigned index = i % percpu_copies();
+		struct percpu_gate gate;
+
+		if (percpu_gate_lock(object, index, &gate))
+			break;
+		*(volatile uint64_t *)(percpu_ptr(object, index) + 1) += 1;
+		if (i % 16 == 0)
+			sched_yield();
+		*(volatile uint64_t *)(percpu_ptr(object, index) + 2) += 1;
+		percpu_gate_unlock(&gate);
+		percpu__thread_force((enum percpu__force)(i % 3));
+		percpu_this_add(object, 1);
+		percpu__thread_force(PERCPU__FORCE_OFF);
+		++*adds;
+	}
+	return NULL;
+}
+
+static void forks_among_holders(void **state)
+{
+	uint64_t adds[3] = { 0 }, sum = 0;
+	pthread_t threads[3];
+	int rc = 0;
+
+	(void)state;
+	percpu_for_each_index(index)
+		memset(percpu_ptr(object, index), 0, 3 * sizeof *object);
+	__atomic_store_n(&stop, 0, __ATOMIC_RELAXED);
+	for (size_t i = 0; i < 3; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, hold_and_change, &adds[i]), 0);
+	for (int i = 0; i < 40 && !rc; i++)
+		rc = in_child_with_deadline(use_every_gate, 0);
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	for (size_t i = 0; i < 3; i++)
+		assert_int_equal(pthread_join(threads[i], NULL), 0);
+	assert_int_equal(rc, 0);
+	percpu_for_each_index(index)
+		sum += now_at(index, 0);
+	assert_int_equal(sum, adds[0] + adds[1] + adds[2]);
 }
 
 /* From some moment on the kernel refuses the fence: gates cannot be had, and operations go to the remainder. */
@@ -395,6 +506,8 @@ int main(void)
 		cmocka_unit_test(no_gate_is_taken_twice),
 		cmocka_unit_test(the_remainder_is_not_taken_twice),
 		cmocka_unit_test(who_holds_one_does_not_wait_for_another),
+		cmocka_unit_test(a_refusal_leaves_nothing_closed),
+		cmocka_unit_test(forks_among_holders),
 		cmocka_unit_test(a_fence_that_is_refused_later),
 		cmocka_unit_test(operations_wait_for_the_gate),
 	};

@@ -246,7 +246,7 @@ static void every_bucket_counts(void **state)
 }
 
 #define RECORDERS 4
-#define RECORDS   150000
+#define RECORDS   100000
 
 static struct percpu_histogram common;
 static uint32_t recording;
@@ -391,7 +391,7 @@ static void forks_among_drains(void **state)
 		if (child == 0)
 			_exit(use_in_child());
 		/* All signals are blocked while it waits for a lock, so it cannot end itself. */
-		for (int turn = 0; turn < 3000 && waitpid(child, &status, WNOHANG) != child; turn++)
+		for (int turn = 0; turn < 5000 && waitpid(child, &status, WNOHANG) != child; turn++)
 			usleep(1000);
 		if (status == -1) {
 			kill(child, SIGKILL);

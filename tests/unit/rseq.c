@@ -414,6 +414,55 @@ static int with_rseq_denied(void)
 	return describe_in_a_sandbox(SYS_rseq, EPERM);
 }
 
+/* The sandbox closes after the library has decided, before its first operation. */
+static int tell_in_a_late_sandbox(void)
+{
+	struct percpu_description about;
+	uint64_t *object;
+
+	if (sandbox_deny(SYS_rseq, EPERM))
+		return UNIT_SKIPPED;
+	object = percpu_alloc(sizeof *object, sizeof *object);
+	percpu_this_add(object, 1);
+	percpu_describe(&about);
+	printf("%s registered=%d remainder=%d\n", about.mode_name, about.thread_registered,
+	       (int)*(volatile uint64_t *)percpu_ptr(object, percpu_copies() - 1));
+	return 0;
+}
+
+static int late_sandbox(void)
+{
+	execl("/proc/self/exe", "rseq", "--tell-late", NULL);
+	return 98;
+}
+
+/*
+ * Another library may have registered the thread before we come. This one does, in a process that is asked to: it runs
+ * before all constructors.
+ */
+static char foreign_area[64] __attribute__((aligned(64)));
+
+static void register_foreign(int argc, char **argv, char **environment)
+{
+	(void)argc;
+	(void)argv;
+	for (; *environment; environment++)
+		if (strcmp(*environment, "PERCPU_UNIT_FOREIGN=1") == 0)
+			syscall(SYS_rseq, foreign_area, 32, 0, 0x12345678);
+}
+
+__attribute__((section(".preinit_array"), used)) static void (*const run_early)(int argc, char **argv,
+										char **environment) = register_foreign;
+
+static int foreign(void)
+{
+	setenv("PERCPU_UNIT_FOREIGN", "1", 1);
+	setenv("GLIBC_TUNABLES", "glibc.pthread.rseq=0", 1);
+	unsetenv("PERCPU_RSEQ");
+	execl("/proc/self/exe", "rseq", "--tell", NULL);
+	return 98;
+}
+
 static int output_of(int (*what)(void), char *out, size_t size)
 {
 	int rc, saved = dup(1), fd = memfd_create("output", MFD_CLOEXEC);
@@ -455,6 +504,87 @@ static void a_sandbox_decides(void **state)
 	}
 }
 
+static void a_sandbox_that_closes_late(void **state)
+{
+	char out[512];
+	int rc;
+
+	(void)state;
+	if (unit_in_mode(PERCPU_MODE_NONE))
+		skip();
+	rc = output_of(late_sandbox, out, sizeof out);
+	if (rc == UNIT_SKIPPED)
+		skip();
+	assert_int_equal(rc, 0);
+	/* The kernel still serves the thread that was registered before. */
+	assert_string_equal(out, unit_in_mode(PERCPU_MODE_LIBC) ? "libc registered=1 remainder=0\n"
+								: "own registered=1 remainder=0\n");
+}
+
+static void another_library_was_first(void **state)
+{
+	char out[512];
+
+	(void)state;
+	if (unit_in_mode(PERCPU_MODE_NONE))
+		skip();
+	assert_int_equal(output_of(foreign, out, sizeof out), 0);
+	assert_memory_equal(out, "none ", 5);
+	assert_non_null(strstr(out, "another library"));
+}
+
+/* New threads that cannot register work on the remainder, beside one that is registered. */
+static uint64_t *object;
+
+static void *add_unregistered(void *arg)
+{
+	struct percpu_description about;
+
+	for (int i = 0; i < 1000; i++)
+		percpu_this_add(object, 1);
+	percpu_describe(&about);
+	*(int *)arg = about.thread_registered;
+	return NULL;
+}
+
+static int threads_in_a_sandbox(void)
+{
+	int registered[3] = { 1, 1, 1 };
+	uint64_t sum = 0;
+	pthread_t threads[3];
+
+	object = percpu_alloc(sizeof *object, sizeof *object);
+	percpu_this_add(object, 1);
+	if (!object || sandbox_deny(SYS_rseq, EPERM))
+		return UNIT_SKIPPED;
+	for (int i = 0; i < 3; i++)
+		if (pthread_create(&threads[i], NULL, add_unregistered, &registered[i]))
+			return 1;
+	for (int i = 0; i < 1000; i++)
+		percpu_this_add(object, 1);
+	for (int i = 0; i < 3; i++)
+		pthread_join(threads[i], NULL);
+	percpu_for_each_index(index)
+		sum += *(volatile uint64_t *)percpu_ptr(object, index);
+	if (registered[0] || registered[1] || registered[2])
+		return 2;
+	return sum == 4001 && *(volatile uint64_t *)percpu_ptr(object, percpu_copies() - 1) == 3000 ? 0 : 3;
+}
+
+static void threads_that_cannot_register(void **state)
+{
+	int rc;
+
+	(void)state;
+	/* A C library that cannot register a thread ends the process. */
+	if (!unit_in_mode(PERCPU_MODE_OWN))
+		skip();
+	rc = unit_in_child(threads_in_a_sandbox);
+	if (rc == UNIT_SKIPPED)
+		skip();
+	assert_int_equal(rc, 0);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -468,9 +598,14 @@ int main(int argc, char **argv)
 		cmocka_unit_test(every_thread_registers),
 		cmocka_unit_test(the_environment_decides),
 		cmocka_unit_test(a_sandbox_decides),
+		cmocka_unit_test(a_sandbox_that_closes_late),
+		cmocka_unit_test(another_library_was_first),
+		cmocka_unit_test(threads_that_cannot_register),
 	};
 
 	if (argc > 1 && strcmp(argv[1], "--tell") == 0)
 		return tell();
+	if (argc > 1 && strcmp(argv[1], "--tell-late") == 0)
+		return tell_in_a_late_sandbox();
 	return unit_main(tests);
 }
