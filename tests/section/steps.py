@@ -42,7 +42,7 @@ def main():
 status = 1
 try:
     status = main()
-except (gdb.error, RuntimeError) as problem:
+except Exception as problem:  # whatever it is: gdb must not end with 0
     say("wrong: %s" % problem)
 if gdb.selected_inferior().pid:
     gdb.execute("kill", to_string=True)
