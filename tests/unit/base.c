@@ -54,14 +54,19 @@ static void all_signals_are_blocked_and_come_back(void **state)
 static uint32_t word;
 static volatile uint64_t shared;
 
+static pthread_barrier_t together;
+
 static void *take_turns(void *arg)
 {
 	(void)arg;
+	pthread_barrier_wait(&together);
 	for (int i = 0; i < TURNS; i++) {
 		uint64_t saved;
 
 		percpu__lock(&word, &saved);
-		shared = shared + 1;
+		/* As long as the way around it, so that two would often be in it at once. */
+		for (uint64_t read = shared, spin = 0; spin <= 300; spin++)
+			shared = read + (spin == 300);
 		percpu__unlock(&word, &saved);
 	}
 	return NULL;
@@ -70,7 +75,9 @@ static void *take_turns(void *arg)
 static void the_lock_excludes(void **state)
 {
 	(void)state;
+	pthread_barrier_init(&together, NULL, THREADS);
 	unit_threads(THREADS, take_turns, NULL, 0);
+	pthread_barrier_destroy(&together);
 	assert_int_equal(shared, THREADS * TURNS);
 	assert_int_equal(word, 0);
 }

@@ -108,8 +108,8 @@ static void *add_many(void *arg)
 {
 	unsigned me = *(unsigned *)arg;
 
-	/* One on the remainder, one that changes its mind all the time. */
-	if (me == 1)
+	/* Two on the remainder, one that changes its mind all the time. */
+	if (me == 1 || me == 3)
 		percpu__thread_force(PERCPU__FORCE_REMAINDER);
 	for (int i = 0; i < ADDS; i++) {
 		if (me == 2 && i % 64 == 0)
@@ -156,6 +156,63 @@ static void drains_are_exact(void **state)
 	assert_int_equal(percpu_counter_drain(&counter, &sum), 0);
 	assert_int_equal(totals[0] + totals[1] + sum, UINT64_C(3) * ADDERS * ADDS);
 	assert_int_equal(percpu_counter_read(&counter), 0);
+	percpu_counter_destroy(&counter);
+}
+
+/* Those who drain add too, so that two drains at once always find something to take. */
+#define DRAINS 100000
+
+static pthread_barrier_t together;
+
+static void *add_and_drain(void *arg)
+{
+	uint64_t sum, total = 0;
+
+	pthread_barrier_wait(&together);
+	for (int i = 0; i < DRAINS; i++) {
+		percpu_counter_inc(&counter);
+		percpu_counter_drain(&counter, &sum);
+		total += sum;
+	}
+	*(uint64_t *)arg = total;
+	return NULL;
+}
+
+static void drains_at_once(void **state)
+{
+	uint64_t totals[4], sum;
+
+	(void)state;
+	assert_int_equal(percpu_counter_init(&counter), 0);
+	pthread_barrier_init(&together, NULL, 4);
+	unit_threads(4, add_and_drain, totals, sizeof *totals);
+	pthread_barrier_destroy(&together);
+	assert_int_equal(percpu_counter_drain(&counter, &sum), 0);
+	assert_int_equal(totals[0] + totals[1] + totals[2] + totals[3] + sum, 4 * DRAINS);
+	percpu_counter_destroy(&counter);
+}
+
+static void *add_to_remainder(void *arg)
+{
+	(void)arg;
+	percpu__thread_force(PERCPU__FORCE_REMAINDER);
+	pthread_barrier_wait(&together);
+	for (int i = 0; i < 2 * ADDS; i++)
+		percpu_counter_inc(&counter);
+	percpu__thread_force(PERCPU__FORCE_OFF);
+	return NULL;
+}
+
+static void threads_on_one_copy(void **state)
+{
+	(void)state;
+	assert_int_equal(percpu_counter_init(&counter), 0);
+	pthread_barrier_init(&together, NULL, 3);
+	unit_threads(3, add_to_remainder, NULL, 0);
+	pthread_barrier_destroy(&together);
+	assert_int_equal(percpu_counter_read(&counter), 3 * 2 * ADDS);
+	if (!unit_in_mode(PERCPU_MODE_NONE))
+		assert_int_equal(percpu_counter_read_index(&counter, percpu_copies() - 1), 3 * 2 * ADDS);
 	percpu_counter_destroy(&counter);
 }
 
@@ -401,6 +458,8 @@ int main(void)
 		cmocka_unit_test(adds_and_reads),
 		cmocka_unit_test(sums_are_modulo_2_to_64),
 		cmocka_unit_test(drains_are_exact),
+		cmocka_unit_test(drains_at_once),
+		cmocka_unit_test(threads_on_one_copy),
 		cmocka_unit_test(reads_never_fall),
 		cmocka_unit_test(reads_beside_drains),
 		cmocka_unit_test(names),

@@ -324,6 +324,43 @@ static void drain_exactly(bool shared)
 		percpu_snapshot_destroy(&drained[i]);
 }
 
+/* Those who drain record too, so that two drains at once always find something to take. */
+#define DRAINS 5000
+
+static pthread_barrier_t together;
+
+static void *record_and_drain(void *arg)
+{
+	pthread_barrier_wait(&together);
+	for (unsigned i = 0; i < DRAINS; i++) {
+		percpu_histogram_record(&common, i % 4);
+		percpu_histogram_drain(&common, arg);
+	}
+	return NULL;
+}
+
+static void drains_at_once(void **state)
+{
+	struct percpu_snapshot drained[4];
+
+	(void)state;
+	assert_int_equal(percpu_histogram_init(&common, 2), 0);
+	for (size_t i = 0; i < 4; i++)
+		assert_int_equal(percpu_snapshot_init(&drained[i], 2), 0);
+	pthread_barrier_init(&together, NULL, 4);
+	unit_threads(4, record_and_drain, drained, sizeof *drained);
+	pthread_barrier_destroy(&together);
+	for (size_t i = 1; i < 4; i++)
+		assert_int_equal(percpu_snapshot_merge(&drained[0], &drained[i]), 0);
+	assert_int_equal(percpu_histogram_drain(&common, &drained[0]), 0);
+	assert_int_equal(drained[0].total, 4 * DRAINS);
+	for (size_t value = 0; value < 4; value++)
+		assert_int_equal(drained[0].counts[value], DRAINS);
+	for (size_t i = 0; i < 4; i++)
+		percpu_snapshot_destroy(&drained[i]);
+	percpu_histogram_destroy(&common);
+}
+
 static void drains_are_exact(void **state)
 {
 	(void)state;
@@ -416,6 +453,7 @@ int main(void)
 		cmocka_unit_test(percentiles_are_as_near_as_stated),
 		cmocka_unit_test(every_bucket_counts),
 		cmocka_unit_test(drains_are_exact),
+		cmocka_unit_test(drains_at_once),
 		cmocka_unit_test(shared_drains_are_exact),
 		cmocka_unit_test(forks_among_drains),
 	};
