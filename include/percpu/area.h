@@ -79,7 +79,7 @@ PERCPU_API int percpu_area_unmap(void *base);
  * aligned word as it was at some moment; to write there use percpu_opv() or a gate.
  */
 #define percpu_ptr(object, index)                                                                                      \
-	((__typeof__(object))(void *)((char *)(object) + ((size_t)(index) << PERCPU_STRIDE_SHIFT)))
+	((__typeof__(1 ? (object) : 0))(void *)((char *)(object) + ((size_t)(index) << PERCPU_STRIDE_SHIFT)))
 
 /** percpu_this_ptr - the address of the copy that the calling thread's concurrency id names now; stale at once. */
 #define percpu_this_ptr(object) percpu_ptr(object, percpu_cid())

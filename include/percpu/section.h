@@ -83,12 +83,12 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 
 /* clang-format on */
 
-#define PERCPU__OPERANDS_SELF(object, by)                                                                              \
-	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),                        \
-		[gate] "r"(PERCPU__GATE_DISTANCE(object, by))
-#define PERCPU__OPERANDS_GATE(object, by, distance)                                                                    \
-	[area] "r"(percpu__self), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object), [gate] "r"(distance)
-#define PERCPU__OPERANDS(object, by) PERCPU__OPERANDS_GATE(object, by, PERCPU__GATE_DISTANCE(object, by))
+#define PERCPU__OPERANDS_SELF(where, by)                                                                               \
+	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(where),                         \
+		[gate] "r"(PERCPU__GATE_DISTANCE(where, by))
+#define PERCPU__OPERANDS_GATE(where, by, distance)                                                                     \
+	[area] "r"(percpu__self), [index] "r"(PERCPU__INDEX(by)), [object] "r"(where), [gate] "r"(distance)
+#define PERCPU__OPERANDS(where, by) PERCPU__OPERANDS_GATE(where, by, PERCPU__GATE_DISTANCE(where, by))
 
 /*
  * *object += n, for words that only sections of this kind change and that are only ever summed: nobody closes a gate to
