@@ -9,7 +9,7 @@
  *
  * In mode none a holder may be stopped between the two by a handler that needs a gate too, so there the forking thread
  * takes all gates instead: others wait at them. Remainders come last: until then a handler always finds that one free, or
- * held by somebody who cannot be stopped. (A gate that was never used is not taken; its first user sees the fork.)
+ * held by somebody who cannot be stopped.
  *
  * The forking thread itself may go on using everything, for its other atfork handlers run in between. A handler in mode
  * none may fork while the operation it interrupted holds a gate: the child's own thread finishes that.
@@ -40,6 +40,8 @@ static void each_gate(char *base, void *arg)
 	const struct walk *walk = arg;
 	unsigned from = 0, to = __atomic_load_n(&percpu__header_of(base, percpu__remainder)->gated, __ATOMIC_SEQ_CST);
 
+	if (percpu__mode() == PERCPU_MODE_NONE)
+		to = percpu__remainder;
 	if (walk->remainders)
 		from = percpu__remainder, to = percpu__remainder + 1;
 	for (unsigned index = from; index < to; index++) {

@@ -196,17 +196,18 @@ static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kin
 	return kind == PERCPU__KIND_CPU ? &header->by_cpu : &header->by_id;
 }
 
-/* So that fork looks at this gate (it always looks at the remainder's). False: a fork is under way that does not. */
-static bool note_gated(const struct percpu_gate *held)
+/* So that fork looks at this gate. It always looks at the remainder's, and at all of them in mode none. */
+static void note_gated(const struct percpu_gate *held)
 {
 	uint32_t *gated = &percpu__header_of(held->base, percpu__remainder)->gated;
-	uint32_t seen = __atomic_load_n(gated, __ATOMIC_SEQ_CST);
-	bool raised = false;
+	uint32_t seen;
 
-	while (held->index != percpu__remainder && seen <= held->index && !raised)
-		raised = __atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST,
-						     __ATOMIC_SEQ_CST);
-	return !raised || percpu__mode() != PERCPU_MODE_NONE || !__atomic_load_n(&percpu__forker, __ATOMIC_SEQ_CST);
+	if (held->index == percpu__remainder || percpu__mode() == PERCPU_MODE_NONE)
+		return;
+	seen = __atomic_load_n(gated, __ATOMIC_SEQ_CST);
+	while (seen <= held->index &&
+	       !__atomic_compare_exchange_n(gated, &seen, held->index + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		;
 }
 
 static void unlock_all(struct percpu_gate *gates, unsigned count, bool fenced)
@@ -284,15 +285,6 @@ static bool may_wait(const struct percpu_gate *gates, unsigned count)
 	return percpu__private.holding == 0 || (count == 1 && gates->index == percpu__remainder);
 }
 
-static bool all_noted(const struct percpu_gate *gates, unsigned count)
-{
-	bool all = true;
-
-	for (unsigned i = 0; i < count; i++)
-		all &= note_gated(&gates[i]);
-	return all;
-}
-
 /* Takes nothing: for a thread that has all gates. Undone by percpu__gates_unlock. */
 static void enter_forked(struct percpu_gate *gates, unsigned count)
 {
@@ -312,29 +304,25 @@ int percpu__gates_lock(struct percpu_gate *gates, unsigned count)
 		enter_forked(gates, count);
 		return 0;
 	}
+	for (unsigned i = 0; i < count; i++)
+		note_gated(&gates[i]);
 	for (;;) {
 		owes_fence = false;
 		if (blocks)
 			percpu__block_signals(&gates->saved_signals);
 		waits = may_wait(gates, count);
 		*holding = *holding + 1;
-		if (!all_noted(gates, count)) {
-			/* The first use of a gate, while a fork is under way. */
-			if (!waits)
-				break;
-		} else {
-			if (!lock_all(gates, count, waits, &owes_fence))
-				break;
-			if (!must_wait_for_fork()) {
-				/* Still closed since somebody else's fence, or shut: no section to wait for. */
-				rc = owes_fence ? fence_for(gates, count) : 0;
-				if (!rc)
-					return 0;
-				unlock_all(gates, count, false);
-				break;
-			}
+		if (!lock_all(gates, count, waits, &owes_fence))
+			break;
+		if (!must_wait_for_fork()) {
+			/* Still closed since somebody else's fence, or shut: no section to wait for. */
+			rc = owes_fence ? fence_for(gates, count) : 0;
+			if (!rc)
+				return 0;
 			unlock_all(gates, count, false);
+			break;
 		}
+		unlock_all(gates, count, false);
 		*holding = *holding - 1;
 		if (blocks)
 			percpu__restore_signals(&gates->saved_signals);
@@ -376,7 +364,7 @@ void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds)
 	*holding = *holding + 1;
 	for (unsigned i = 0; i < count; i++) {
 		gate->index = first + i < count ? first + i : first + i - count;
-		if (note_gated(gate) && try_lock(gate_of(gate, kinds), &owes_fence)) {
+		if (try_lock(gate_of(gate, kinds), &owes_fence)) {
 			/* Threads that meet here drift apart. */
 			percpu__private.spread = gate->index;
 			return;
