@@ -454,7 +454,7 @@ static void *change_both(void *arg)
 	for (int i = 0; i < TURNS; i++) {
 		unsigned a = (unsigned)(unit_random(&seed) % percpu_copies());
 		unsigned b = (unsigned)(unit_random(&seed) % percpu_copies());
-		uint64_t seen[3];
+		uint64_t seen[3] = { 0 };
 		struct percpu_op move[] = { arithmetic(PERCPU_OP_ADD, percpu_ptr(pair, a), 1, 8),
 					    arithmetic(PERCPU_OP_ADD, percpu_ptr(pair, b) + 1, (uint64_t)-1, 8),
 					    arithmetic(PERCPU_OP_ADD, percpu_ptr(pair, b), (uint64_t)-1, 8),
