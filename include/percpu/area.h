@@ -28,7 +28,7 @@ PERCPU_BEGIN_DECLS
  * May block (on other callers only). Async-signal-safe. After fork the child owns a copy of everything.
  * First-fit bitmap in 8-byte units, as the Linux kernel's per-CPU allocator keeps.
  */
-PERCPU_API void *percpu_alloc(size_t size, size_t align) __attribute__((malloc, alloc_size(1), warn_unused_result));
+PERCPU_API void *percpu_alloc(size_t size, size_t align) __attribute__((malloc, warn_unused_result));
 
 /**
  * percpu_free - give back what percpu_alloc() gave.
@@ -61,7 +61,9 @@ PERCPU_API int percpu_area_stats(struct percpu_area_stats *out);
  * @base: set to copy 0 of the area; its first 64 bytes are reserved, the rest of the stride belongs to the caller
  * Data in it may only be counted (percpu_counter_*_shared() and percpu_histogram_*_shared()): a fence does not reach
  * other processes, so neither gates nor the other operations work there.
- * Returns 0 or -errno of ftruncate(2) or mmap(2); @base is untouched on error. All processes must run on one machine.
+ * Returns 0; -EINVAL if @fd is not a regular file; -EFBIG, -ENOSPC or another -errno of ftruncate(2), fallocate(2) or
+ * mmap(2); @base is untouched on error. Pages of the file become real on first touch: on a file system that is full by
+ * then the kernel sends SIGBUS, unless the caller has reserved them (a memfd has no such limit). All processes must run on one machine.
  */
 PERCPU_API int percpu_area_map(int fd, void **base);
 

@@ -93,8 +93,7 @@ PERCPU_API int percpu__slow(struct percpu__request *request) PERCPU__COLD;
 #endif
 
 /* The cold halves: out of line, so that the hot half carries one call. */
-PERCPU_API void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by) PERCPU__COLD;
-PERCPU_API void percpu__slow_add_release(uint64_t *p, uint64_t n, enum percpu__by by) PERCPU__COLD;
+PERCPU_API void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by, enum percpu__order order) PERCPU__COLD;
 PERCPU_API void percpu__slow_add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
 					enum percpu__order order) PERCPU__COLD;
 PERCPU_API int percpu__slow_store_if_eq(uint64_t *p, uint64_t expected, uint64_t desired, enum percpu__by by,
@@ -108,19 +107,6 @@ PERCPU_API uintptr_t percpu__slow_follow(uintptr_t *p, uintptr_t nil, ptrdiff_t 
 PERCPU_API void percpu__slow_push(uintptr_t *p, uintptr_t word, uintptr_t *link, enum percpu__by by,
 				  enum percpu__order order) PERCPU__COLD;
 
-#ifdef PERCPU_NO_SECTIONS
-#define PERCPU__COLD_ADD(function, a, b, c) ((void)function((uint64_t *)(a), (b), (c)))
-#else
-/* The test of the result is what makes its user contain an ordinary call; see PERCPU__COLD_CALL. */
-#define PERCPU__COLD_ADD(function, a, b, c)                                                                            \
-	do {                                                                                                           \
-		uintptr_t percpu__a = (uintptr_t)(a), percpu__b = (uintptr_t)(b), percpu__c = (uintptr_t)(c);          \
-		uintptr_t percpu__result;                                                                              \
-		PERCPU__COLD_CALL(#function "_cold", percpu__a, percpu__b, percpu__c, percpu__result);                 \
-		if (PERCPU__UNLIKELY(percpu__result))                                                                  \
-			percpu__unreachable();                                                                         \
-	} while (0)
-#endif
 PERCPU_API void percpu__unreachable(void) __attribute__((noreturn)) PERCPU__COLD;
 
 /* Adds to the remainder (in mode none to any copy) by an atomic instruction: for words that are only ever summed. */
@@ -128,18 +114,24 @@ PERCPU_API void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by) 
 
 PERCPU__INLINE void percpu__count(uint64_t *p, uint64_t n, enum percpu__by by)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count(p, n, by)) == PERCPU__LEFT))
-		PERCPU__COLD_ADD(percpu__slow_count, p, n, by);
+#ifdef PERCPU_NO_SECTIONS
+	percpu__slow_count(p, n, by);
+#else
+	if (PERCPU__UNLIKELY(percpu__try_count(p, n, by) == PERCPU__LEFT)) {
+		uintptr_t a = (uintptr_t)p, b = n, c = (uintptr_t)by, result;
+
+		/* The test of the result is what makes its user contain an ordinary call. */
+		PERCPU__COLD_CALL("percpu__slow_count_cold", a, b, c, result);
+		if (PERCPU__UNLIKELY(result != 0))
+			percpu__unreachable();
+	}
+#endif
 }
 
 PERCPU__INLINE void percpu__add(uint64_t *p, uint64_t n, enum percpu__by by, enum percpu__order order)
 {
-	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_add(p, n, by, order)) == PERCPU__DONE))
-		return;
-	if (order == PERCPU__RELEASE)
-		percpu__slow_add_release(p, n, by);
-	else
-		PERCPU__COLD_ADD(percpu__slow_add, p, n, by);
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_add(p, n, by, order)) == PERCPU__LEFT))
+		percpu__slow_add(p, n, by, order);
 }
 
 PERCPU__INLINE void percpu__add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,

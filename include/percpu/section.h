@@ -68,10 +68,10 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 #define PERCPU__ENTER                                                                                                  \
 	PERCPU__DESCRIPTOR PERCPU__A_ARM("3b", PERCPU__A_AREA)                                                         \
 	"1:\n\t" PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, PERCPU__A_AREA, "4f")
-/* The same, with the thread's area loaded here: then no register of the caller can hold the stand-in of a new thread. */
-#define PERCPU__ENTER_SELF                                                                                             \
-	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
-	"1:\n\t" PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
+/*
+ * For words that are only summed: no gate, and the thread's area is loaded here, so that no register of the caller can
+ * hold the stand-in of a new thread for ever.
+ */
 #define PERCPU__ENTER_UNGATED                                                                                          \
 	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
 	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
@@ -83,16 +83,14 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 
 /* clang-format on */
 
-#define PERCPU__OPERANDS_SELF(where, by)                                                                               \
-	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(where),                         \
-		[gate] "r"(PERCPU__GATE_DISTANCE(where, by))
 #define PERCPU__OPERANDS_GATE(where, by, distance)                                                                     \
 	[area] "r"(percpu__self), [index] "r"(PERCPU__INDEX(by)), [object] "r"(where), [gate] "r"(distance)
 #define PERCPU__OPERANDS(where, by) PERCPU__OPERANDS_GATE(where, by, PERCPU__GATE_DISTANCE(where, by))
 
 /*
- * *object += n, for words that only sections of this kind change and that are only ever summed: nobody closes a gate to
- * work on them, so it is enough to leave when the index is the remainder's.
+ * *object += n, for words that only sections of this kind change, that nobody reads but by atomic loads, and that are only
+ * ever summed: nobody closes a gate to work on them, so it is enough to leave when the index is the remainder's. It orders
+ * nothing, for the compiler neither, which may keep in registers what it has there.
  */
 PERCPU__INLINE int percpu__try_count(uint64_t *object, uint64_t n, enum percpu__by by)
 {
@@ -108,48 +106,38 @@ left:
 	return PERCPU__LEFT;
 }
 
-/*
- * *object += n. Orders nothing, so the compiler may keep other values in registers across it. (The "memory" of the release
- * variant is for the compiler; the port's commit is for the machine.)
- */
+/* *object += n. */
+#define PERCPU__ADD_WORD(commit)                                                                                       \
+	__asm__ __volatile__ goto(PERCPU__ENTER commit PERCPU__LEAVE                                                   \
+				  :                                                                                    \
+				  : PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n)                           \
+				  : "memory", PERCPU__SCRATCH                                                          \
+				  : left)
 PERCPU__INLINE int percpu__try_add(uint64_t *object, uint64_t n, enum percpu__by by, enum percpu__order order)
 {
 	if (order == PERCPU__RELEASE)
-		__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE
-					  :
-					  : PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n)
-					  : "memory", PERCPU__SCRATCH
-					  : left);
+		PERCPU__ADD_WORD(PERCPU__A_ADD_RELEASE("n"));
 	else
-		__asm__ __volatile__ goto(PERCPU__ENTER_SELF PERCPU__A_ADD("n") PERCPU__LEAVE
-					  :
-					  : PERCPU__OPERANDS_SELF(object, by), [n] PERCPU__ADD_OPERAND(n)
-					  : PERCPU__SCRATCH
-					  : left);
+		PERCPU__ADD_WORD(PERCPU__A_ADD("n"));
 	return PERCPU__DONE;
 left:
 	return PERCPU__LEFT;
 }
 
 /* *(object + *offset) += n, with *offset read inside the section: whoever changes it and fences has seen the last use. */
+#define PERCPU__ADD_AT_OFFSET(commit)                                                                                  \
+	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_ADVANCE("offset") commit PERCPU__LEAVE                       \
+				  :                                                                                    \
+				  : PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset)     \
+				  : "memory", PERCPU__SCRATCH                                                          \
+				  : left)
 PERCPU__INLINE int percpu__try_add_offset(uint64_t *object, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
 					  enum percpu__order order)
 {
 	if (order == PERCPU__RELEASE)
-		__asm__ __volatile__ goto(
-			PERCPU__ENTER PERCPU__A_ADVANCE("offset") PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE
-			:
-			: PERCPU__OPERANDS(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset), "m"(*offset)
-			: "memory", PERCPU__SCRATCH
-			: left);
+		PERCPU__ADD_AT_OFFSET(PERCPU__A_ADD_RELEASE("n"));
 	else
-		__asm__ __volatile__ goto(
-			PERCPU__ENTER_SELF PERCPU__A_ADVANCE("offset") PERCPU__A_ADD("n") PERCPU__LEAVE
-			:
-			: PERCPU__OPERANDS_SELF(object, by), [n] PERCPU__ADD_OPERAND(n), [offset] "r"(offset),
-			  "m"(*offset)
-			: PERCPU__SCRATCH
-			: left);
+		PERCPU__ADD_AT_OFFSET(PERCPU__A_ADD("n"));
 	return PERCPU__DONE;
 left:
 	return PERCPU__LEFT;

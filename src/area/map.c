@@ -3,7 +3,9 @@
  * Address space for areas: reserved at a multiple of the stride, so that a mask finds the start of a copy.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -54,6 +56,7 @@ char *percpu__reserve(int fd, long *error)
 
 int percpu_area_map(int fd, void **base)
 {
+	struct rlimit limit;
 	struct stat info;
 	long error = 0;
 	char *got;
@@ -65,7 +68,14 @@ int percpu_area_map(int fd, void **base)
 		return -errno;
 	if (!S_ISREG(info.st_mode))
 		return -EINVAL;
+	/* Beyond the limit the kernel would not only refuse, but send a signal. */
+	if ((size_t)info.st_size < area_bytes() && !getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur < area_bytes())
+		return -EFBIG;
 	if ((size_t)info.st_size < area_bytes() && ftruncate(fd, (off_t)area_bytes()))
+		return -errno;
+	/* The page that we write at once. Who cannot reserve is taken as he is; mmap tells of what may not be written. */
+	if (fallocate(fd, 0, (off_t)percpu__remainder << PERCPU_STRIDE_SHIFT, sizeof(struct percpu__header)) &&
+	    errno != EOPNOTSUPP && errno != EBADF)
 		return -errno;
 	got = percpu__reserve(fd, &error);
 	if (!got)
@@ -76,7 +86,17 @@ int percpu_area_map(int fd, void **base)
 
 int percpu_area_unmap(void *base)
 {
+	unsigned index;
+	uint64_t saved;
+	char *found;
+	bool own;
+
 	if (!base || base != percpu__base_of(base))
+		return -EINVAL;
+	percpu__cold_lock(&saved);
+	own = percpu__area_find(base, &found, &index);
+	percpu__cold_unlock(&saved);
+	if (own)
 		return -EINVAL;
 	return (int)percpu__sys4(SYS_munmap, (long)base, (long)area_bytes(), 0, 0);
 }

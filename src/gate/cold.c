@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The doors through which relaxed additions reach the slow path.
+ * The door through which counters reach the slow path.
  *
- * Their callers are inline assembly: the compiler knows that registers change, not that a call happens. So the stack may
- * be misaligned, and the result must be 0 (see PERCPU__COLD_ADD in <percpu/ops.h>).
+ * Its callers are inline assembly: the compiler knows that registers change, not that a call happens. So the stack may
+ * be misaligned, and the result must be 0 (see percpu__count in <percpu/ops.h>).
  */
 #include <stdlib.h>
 
@@ -23,7 +23,6 @@ void percpu__unreachable(void)
 		"call " #name "@PLT\n\txorl %eax, %eax\n\t"                                                            \
 		"leave\n\t.cfi_def_cfa %rsp, 8\n\tret\n\t"                                                             \
 		".cfi_endproc\n\t.size " #name "_cold, . - " #name "_cold\n\t.popsection")
-DOOR(percpu__slow_add);
 DOOR(percpu__slow_count);
 #elif defined __aarch64__
 #define DOOR(name)                                                                                                     \
@@ -34,6 +33,5 @@ DOOR(percpu__slow_count);
 		"bl " #name "\n\tmov x0, #0\n\t"                                                                       \
 		"ldp x29, x30, [sp], #16\n\t.cfi_restore x29\n\t.cfi_restore x30\n\t.cfi_def_cfa_offset 0\n\tret\n\t"  \
 		".cfi_endproc\n\t.size " #name "_cold, . - " #name "_cold\n\t.popsection")
-DOOR(percpu__slow_add);
 DOOR(percpu__slow_count);
 #endif

@@ -279,12 +279,6 @@ static bool blocks_signals(const struct percpu_gate *gates, unsigned count)
 	return false;
 }
 
-/* A handler that interrupted a holder may only wait for the remainder's gate: nobody who holds that can be stopped. */
-static bool may_wait(const struct percpu_gate *gates, unsigned count)
-{
-	return percpu__private.holding == 0 || (count == 1 && gates->index == percpu__remainder);
-}
-
 /* Takes nothing: for a thread that has all gates. Undone by percpu__gates_unlock. */
 static void enter_forked(struct percpu_gate *gates, unsigned count)
 {
@@ -310,7 +304,7 @@ int percpu__gates_lock(struct percpu_gate *gates, unsigned count)
 		owes_fence = false;
 		if (blocks)
 			percpu__block_signals(&gates->saved_signals);
-		waits = may_wait(gates, count);
+		waits = *holding == 0;
 		*holding = *holding + 1;
 		if (!lock_all(gates, count, waits, &owes_fence))
 			break;
@@ -348,6 +342,29 @@ void percpu__gates_unlock(struct percpu_gate *gates, unsigned count)
 		percpu__restore_signals(&gates->saved_signals);
 }
 
+void percpu__gate_lock_remainder(struct percpu_gate *gate)
+{
+	volatile uint32_t *holding = &percpu__private.holding;
+	bool owes_fence = false;
+
+	gate->index = percpu__remainder;
+	if (has_all_gates()) {
+		enter_forked(gate, 1);
+		return;
+	}
+	for (;;) {
+		percpu__block_signals(&gate->saved_signals);
+		*holding = *holding + 1;
+		lock(gate_of(gate, gate->kinds), &owes_fence);
+		if (!must_wait_for_fork())
+			return;
+		unlock(gate_of(gate, gate->kinds), false);
+		*holding = *holding - 1;
+		percpu__restore_signals(&gate->saved_signals);
+		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
+	}
+}
+
 void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds)
 {
 	volatile uint32_t *holding = &percpu__private.holding;
@@ -371,11 +388,7 @@ void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds)
 		}
 	}
 	*holding = *holding - 1;
-	/* Holders of this one are never stopped by a signal, so it is safe to wait, whatever we interrupted. */
-	gate->index = percpu__remainder;
-	percpu__block_signals(&gate->saved_signals);
-	*holding = *holding + 1;
-	lock(gate_of(gate, kinds), &owes_fence);
+	percpu__gate_lock_remainder(gate);
 }
 
 int percpu_gate_lock(void *object, unsigned index, struct percpu_gate *gate)

@@ -27,6 +27,12 @@ PERCPU_HIDDEN void percpu__gates_unlock(struct percpu_gate *gates, unsigned coun
 /* Mode none: takes the gate of some copy, without waiting for anybody whom a signal may have stopped. */
 PERCPU_HIDDEN void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds);
 
+/*
+ * Takes one gate (base and kinds are set) of the remainder. Holders of it are never stopped by a signal, so it is safe to
+ * wait, whatever a handler interrupted.
+ */
+PERCPU_HIDDEN void percpu__gate_lock_remainder(struct percpu_gate *gate);
+
 /* A section found this gate closed: waits for it to open, a bounded number of times. */
 PERCPU_HIDDEN void percpu__gate_wait_open(struct percpu__gate *gate);
 /* Waits until nobody holds the gate, though it may be on its way to the next holder. */

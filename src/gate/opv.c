@@ -99,7 +99,7 @@ static int place(struct plan *plan, const void *memory, uint32_t len)
 			return -EINVAL;
 		return add_gate(plan, base, index);
 	}
-	if (len && percpu__area_find((const char *)memory + len - 1, &base, &index))
+	if (len && percpu__area_find((const void *)((uintptr_t)memory + len - 1), &base, &index))
 		return -EINVAL;
 	return 1;
 }

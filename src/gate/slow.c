@@ -120,11 +120,9 @@ static int under_gate(struct percpu__request *r)
 		if (me->state == PERCPU__REGISTERED &&
 		    (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
 			gate.index = current_index(r->by);
-		if (percpu__gates_lock(&gate, 1)) {
-			/* Cannot fence (or a holder was interrupted): the remainder needs none and has no such holders. */
-			gate.index = remainder;
-			percpu__gates_lock(&gate, 1);
-		}
+		/* Cannot fence any more: the remainder needs none. */
+		if (gate.index == remainder || percpu__gates_lock(&gate, 1))
+			percpu__gate_lock_remainder(&gate);
 	}
 	rc = do_plainly(r, gate.index);
 	percpu__gates_unlock(&gate, 1);
@@ -148,16 +146,13 @@ int percpu__slow(struct percpu__request *r)
 	return under_gate(r);
 }
 
-void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by)
+void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by, enum percpu__order order)
 {
-	percpu__slow(&(struct percpu__request){
-		.section = PERCPU__ADD, .by = (unsigned char)by, .object = p, .desired = n });
-}
-
-void percpu__slow_add_release(uint64_t *p, uint64_t n, enum percpu__by by)
-{
-	percpu__slow(&(struct percpu__request){
-		.section = PERCPU__ADD, .by = (unsigned char)by, .order = PERCPU__RELEASE, .object = p, .desired = n });
+	percpu__slow(&(struct percpu__request){ .section = PERCPU__ADD,
+						.by = (unsigned char)by,
+						.order = (unsigned char)order,
+						.object = p,
+						.desired = n });
 }
 
 void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by)

@@ -394,7 +394,7 @@ static void *add_many(void *arg)
 	percpu__thread_force((enum percpu__force)(me % 3));
 	for (int i = 0; i < ADDS / (me % 3 == 1 ? 50 : 1); i++) {
 		percpu_this_add(object, 1);
-		percpu__slow_add(object + 1, 1, PERCPU__BY_ID);
+		percpu__slow_add(object + 1, 1, PERCPU__BY_ID, PERCPU__RELAXED);
 	}
 	percpu__thread_force(PERCPU__FORCE_OFF);
 	return NULL;
