@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The only process of a guest: runs every program of /tests in every mode, then stops the machine.
+ * The first process of a guest: runs the programs of /tests in every mode, as /plan says, then stops the machine.
  *
- * A line that starts with '@' is for scripts/check-arch: "@run MODE PROGRAM", the program's own lines behind it, "@end
+ * A line of the plan: modes with commas between them, the program's name, its arguments. A line of our output that starts with '@' is for scripts/check-arch: "@run MODE PROGRAM", the program's own lines behind it, "@end
  * MODE PROGRAM STATUS", and "@done" at last, so that a guest that dies half way is noticed. A program that outlives its
  * time is killed (status 124), one that dies by a signal has status 128 + signal.
  */
@@ -19,7 +19,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PROGRAMS "/tests"
+#define MOST_WORDS 16
+
+struct step {
+	char *modes, *name;
+	char *arguments[MOST_WORDS];
+	struct step *next;
+};
 
 struct mode {
 	const char *name;
@@ -82,16 +88,15 @@ static void show_threads(pid_t pid)
 		closedir(threads);
 }
 
-static int run(const struct mode *mode, const char *name, unsigned seconds)
+static int run(const struct mode *mode, const struct step *step, unsigned seconds)
 {
 	char path[512], expect[64];
 	const char *environment[] = { "PATH=/", "HOME=/tmp", expect, mode->environment, NULL };
-	char *const arguments[] = { path, (char *)(unsigned long)mode->name, NULL };
 	sigset_t child;
 	pid_t pid;
 	int status;
 
-	snprintf(path, sizeof path, PROGRAMS "/%s", name);
+	snprintf(path, sizeof path, "/tests/%s", step->name);
 	snprintf(expect, sizeof expect, "PERCPU_TEST_MODE=%s", mode->name);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
@@ -101,8 +106,9 @@ static int run(const struct mode *mode, const char *name, unsigned seconds)
 	if (pid == 0) {
 		sigprocmask(SIG_UNBLOCK, &child, NULL);
 		setpgid(0, 0);
+		check(chdir("/tmp"), "/tmp");
 		dup2(STDOUT_FILENO, STDERR_FILENO);
-		execve(path, arguments, (char *const *)(unsigned long)environment);
+		execve(path, step->arguments, (char *const *)(unsigned long)environment);
 		_exit(127);
 	}
 	/* Its children may be ours by now, so a SIGCHLD need not be its own. */
@@ -126,17 +132,53 @@ static int run(const struct mode *mode, const char *name, unsigned seconds)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-static int is_visible(const struct dirent *entry)
+/* Blanks between words; nothing is quoted. */
+static struct step *read_plan(const char *path)
 {
-	return entry->d_name[0] != '.';
+	struct step *first = NULL, **end = &first;
+	FILE *file = fopen(path, "r");
+	char *line = NULL;
+	size_t room = 0;
+
+	check(file ? 0 : -1, path);
+	while (getline(&line, &room, file) > 0) {
+		struct step *step = calloc(1, sizeof *step);
+		char *rest = strdup(line), *word;
+		int words = 0;
+
+		check(step && rest ? 0 : -1, "memory");
+		step->modes = strsep(&rest, " \n");
+		while ((word = strsep(&rest, " \n")) && *word) {
+			if (words + 1 == MOST_WORDS) {
+				printf("%s: too many words in a line\n", path);
+				stop();
+			}
+			step->arguments[words++] = word;
+		}
+		step->name = step->arguments[0];
+		check(step->name ? 0 : -1, path);
+		*end = step;
+		end = &step->next;
+	}
+	return first;
+}
+
+/* A whole word of a list with commas. */
+static int names(const char *list, const char *mode)
+{
+	size_t length = strlen(mode);
+
+	for (; list; list = strchr(list, ',') ? strchr(list, ',') + 1 : NULL)
+		if (strncmp(list, mode, length) == 0 && (list[length] == ',' || list[length] == '\0'))
+			return 1;
+	return 0;
 }
 
 int main(int argc, char **argv)
 {
 	unsigned seconds = argc > 1 && atoi(argv[1]) > 0 ? (unsigned)atoi(argv[1]) : 60;
-	struct dirent **programs;
 	struct utsname kernel;
-	int count;
+	struct step *plan;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (getpid() != 1) {
@@ -148,14 +190,15 @@ int main(int argc, char **argv)
 	check(mount("devtmpfs", "/dev", "devtmpfs", 0, NULL), "mount /dev");
 	check(mount("tmpfs", "/tmp", "tmpfs", 0, NULL), "mount /tmp");
 	check(uname(&kernel), "uname");
-	printf("@kernel %s %ld CPUs\n", kernel.release, sysconf(_SC_NPROCESSORS_ONLN));
-	count = scandir(PROGRAMS, &programs, is_visible, alphasort);
-	check(count, PROGRAMS);
+	/* The firmware may have left the cursor in the middle of a line. */
+	printf("\n@kernel %s, %ld CPUs\n", kernel.release, sysconf(_SC_NPROCESSORS_ONLN));
+	plan = read_plan("/plan");
 	for (size_t m = 0; m < sizeof modes / sizeof *modes; m++)
-		for (int i = 0; i < count; i++) {
-			printf("@run %s %s\n", modes[m].name, programs[i]->d_name);
-			printf("@end %s %s %d\n", modes[m].name, programs[i]->d_name,
-			       run(&modes[m], programs[i]->d_name, seconds));
+		for (const struct step *step = plan; step; step = step->next) {
+			if (!names(step->modes, modes[m].name))
+				continue;
+			printf("@run %s %s\n", modes[m].name, step->name);
+			printf("@end %s %s %d\n", modes[m].name, step->name, run(&modes[m], step, seconds));
 		}
 	printf("@done\n");
 	stop();
