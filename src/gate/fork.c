@@ -7,15 +7,16 @@
  * whether somebody forks, and if so backs out and waits. Each side writes before it reads, sequentially consistent, so one
  * of them sees the other. Gates stay open to sections all the while.
  *
- * In mode none a holder may be stopped between the two by a handler that needs a gate too, so there the forking thread
- * takes all gates instead: others wait at them. Remainders come last: until then a handler always finds that one free, or
- * held by somebody who cannot be stopped.
+ * In mode none a holder may be stopped between the two by a handler that needs a gate, memory or a fork too, so there the
+ * forking thread takes all gates instead, remainders last: others wait at them. If it does not get one soon, the holder may
+ * be stopped by a handler that waits for us: then it lets go of everything, and tries again.
  *
  * The forking thread itself may go on using everything, for its other atfork handlers run in between. A handler in mode
  * none may fork while the operation it interrupted holds a gate: the child's own thread finishes that.
  */
 #include <limits.h>
 #include <pthread.h>
+#include <time.h>
 
 #include "base/lock.h"
 #include "gate/gate.h"
@@ -31,47 +32,76 @@ static uint32_t one_fork; /* a lock: the forking thread has it from prepare to r
 static uint32_t nested;   /* forks by signal handlers of the forking thread, inside its fork; its own */
 
 struct walk {
-	void (*what)(struct percpu__gate *gate);
+	bool (*what)(struct percpu__gate *gate); /* false: go no further */
 	bool remainders;
+	bool stopped;
 };
 
 static void each_gate(char *base, void *arg)
 {
-	const struct walk *walk = arg;
+	struct walk *walk = arg;
 	unsigned from = 0, to = __atomic_load_n(&percpu__header_of(base, percpu__remainder)->gated, __ATOMIC_SEQ_CST);
 
 	if (percpu__mode() == PERCPU_MODE_NONE)
 		to = percpu__remainder;
 	if (walk->remainders)
 		from = percpu__remainder, to = percpu__remainder + 1;
-	for (unsigned index = from; index < to; index++) {
+	for (unsigned index = from; index < to && !walk->stopped; index++) {
 		struct percpu__header *header = percpu__header_of(base, index);
 
-		walk->what(&header->by_id);
-		walk->what(&header->by_cpu);
+		walk->stopped = !walk->what(&header->by_id) || !walk->what(&header->by_cpu);
 	}
 }
 
-static void all_gates(void (*what)(struct percpu__gate *gate))
+static bool all_gates(bool (*what)(struct percpu__gate *gate))
 {
-	percpu__each_area(each_gate, &(struct walk){ what, false });
-	percpu__each_area(each_gate, &(struct walk){ what, true });
+	struct walk walk = { .what = what };
+
+	percpu__each_area(each_gate, &walk);
+	walk.remainders = true;
+	percpu__each_area(each_gate, &walk);
+	return !walk.stopped;
 }
 
-static void wait_for_holder(struct percpu__gate *gate)
+static bool wait_for_holder(struct percpu__gate *gate)
 {
 	if (!percpu__gate_is_mine(gate))
 		percpu__gate_wait_idle(gate);
+	return true;
 }
 
-static void start_over(struct percpu__gate *gate)
+static bool start_over(struct percpu__gate *gate)
 {
 	percpu__gate_reset(gate, child_id);
+	return true;
+}
+
+/* Everything that keeps other threads out, or nothing. With signals blocked. */
+static bool begin(void)
+{
+	percpu__lock_word(&one_fork);
+	percpu__lock_word(&percpu__cold_word);
+	__atomic_store_n(&percpu__fork_word, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&percpu__forker, (uintptr_t)&percpu__private, __ATOMIC_SEQ_CST);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return all_gates(percpu__mode() == PERCPU_MODE_NONE ? percpu__gate_lock_forked : wait_for_holder);
+}
+
+static void end(void)
+{
+	if (percpu__mode() == PERCPU_MODE_NONE)
+		all_gates(percpu__gate_unlock_forked);
+	__atomic_store_n(&percpu__forker, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&percpu__fork_word, 0, __ATOMIC_RELEASE);
+	percpu__futex_wake(&percpu__fork_word, INT_MAX, ~0U);
+	percpu__unlock_word(&percpu__cold_word);
+	percpu__unlock_word(&one_fork);
 }
 
 /* Signals are blocked wherever a lock is held that a handler of this thread could want and percpu__forker does not tell. */
 static void prepare(void)
 {
+	const struct timespec a_while = { .tv_nsec = 1000000 };
 	uint64_t saved;
 
 	percpu__thread_start();
@@ -79,12 +109,12 @@ static void prepare(void)
 	if (percpu__forker == (uintptr_t)&percpu__private) {
 		nested++;
 	} else {
-		percpu__lock_word(&one_fork);
-		percpu__lock_word(&percpu__cold_word);
-		__atomic_store_n(&percpu__fork_word, 1, __ATOMIC_RELAXED);
-		__atomic_store_n(&percpu__forker, (uintptr_t)&percpu__private, __ATOMIC_SEQ_CST);
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		all_gates(percpu__mode() == PERCPU_MODE_NONE ? percpu__gate_lock_forked : wait_for_holder);
+		while (!begin()) {
+			end();
+			percpu__restore_signals(&saved);
+			percpu__sys4(SYS_nanosleep, (long)&a_while, 0, 0, 0);
+			percpu__block_signals(&saved);
+		}
 	}
 	percpu__restore_signals(&saved);
 }
@@ -94,17 +124,10 @@ static void resume(void)
 	uint64_t saved;
 
 	percpu__block_signals(&saved);
-	if (nested) {
+	if (nested)
 		nested--;
-	} else {
-		if (percpu__mode() == PERCPU_MODE_NONE)
-			all_gates(percpu__gate_unlock_forked);
-		__atomic_store_n(&percpu__forker, 0, __ATOMIC_SEQ_CST);
-		__atomic_store_n(&percpu__fork_word, 0, __ATOMIC_RELEASE);
-		percpu__futex_wake(&percpu__fork_word, INT_MAX, ~0U);
-		percpu__unlock_word(&percpu__cold_word);
-		percpu__unlock_word(&one_fork);
-	}
+	else
+		end();
 	percpu__restore_signals(&saved);
 }
 

@@ -21,6 +21,7 @@
  */
 #include <errno.h>
 #include <limits.h>
+#include <time.h>
 
 #include "base/lock.h"
 #include "gate/gate.h"
@@ -35,6 +36,7 @@
 
 /* About as long as an operation under the gate and its fence take; sleeping and waking costs more. */
 #define SPINS       200
+#define FORK_SPINS  (50 * SPINS) /* with naps in between: some milliseconds */
 #define MOST_PASSES 16
 #define MOST_SLEEPS 3
 
@@ -173,20 +175,30 @@ void percpu__gate_reset(struct percpu__gate *gate, uint32_t new_id)
 		gate->passes = 0;
 }
 
-void percpu__gate_lock_forked(struct percpu__gate *gate)
+bool percpu__gate_lock_forked(struct percpu__gate *gate)
 {
+	const struct timespec moment = { .tv_nsec = 20000 };
 	bool owes_fence = false;
 
 	if (percpu__gate_is_mine(gate))
-		return;
-	lock(gate, &owes_fence);
-	__atomic_fetch_or(&gate->word, FORKED, __ATOMIC_RELAXED);
+		return true;
+	for (int i = 1; i <= FORK_SPINS; i++) {
+		if (try_lock(gate, &owes_fence)) {
+			__atomic_fetch_or(&gate->word, FORKED, __ATOMIC_RELAXED);
+			return true;
+		}
+		percpu__pause();
+		if (i % SPINS == 0)
+			percpu__sys4(SYS_nanosleep, (long)&moment, 0, 0, 0);
+	}
+	return false;
 }
 
-void percpu__gate_unlock_forked(struct percpu__gate *gate)
+bool percpu__gate_unlock_forked(struct percpu__gate *gate)
 {
 	if (is_forked(gate))
 		unlock(gate, true);
+	return true;
 }
 
 static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kind)

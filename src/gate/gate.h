@@ -42,9 +42,10 @@ PERCPU_HIDDEN void percpu__gate_wait_idle(struct percpu__gate *gate);
 PERCPU_HIDDEN bool percpu__gate_is_mine(const struct percpu__gate *gate);
 /* In a forked child: the gate as nobody but the calling thread left it, which has another id now. */
 PERCPU_HIDDEN void percpu__gate_reset(struct percpu__gate *gate, uint32_t new_id);
-/* Mode none, around a fork: takes the gate, unless what a handler interrupted has it; gives it back. */
-PERCPU_HIDDEN void percpu__gate_lock_forked(struct percpu__gate *gate);
-PERCPU_HIDDEN void percpu__gate_unlock_forked(struct percpu__gate *gate);
+/* Mode none, around a fork: takes the gate, unless what a handler interrupted has it; false if it is held for long. */
+PERCPU_HIDDEN bool percpu__gate_lock_forked(struct percpu__gate *gate);
+/* Gives it back, if it was taken so. Always true. */
+PERCPU_HIDDEN bool percpu__gate_unlock_forked(struct percpu__gate *gate);
 
 /* 1 while a fork is under way; threads wait on it. Written by fork.c. */
 extern PERCPU_HIDDEN uint32_t percpu__fork_word;
