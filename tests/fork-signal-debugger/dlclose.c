@@ -98,7 +98,8 @@ int main(int argc, char **argv)
 	what = argv[2];
 	percpu_describe(&about);
 	if (about.mode == PERCPU_MODE_NONE || about.v2) {
-		printf("mode %s%s: the kernel does not look at ended sections\n", about.mode_name, about.v2 ? " V2" : "");
+		printf("mode %s%s: the kernel does not look at ended sections\n", about.mode_name,
+		       about.v2 ? " V2" : "");
 		if (strcmp(what, "pinned"))
 			return 77;
 	}

@@ -27,7 +27,7 @@ static inline uint64_t sum_of_copies(const uint64_t *word)
 {
 	uint64_t sum = 0;
 
-	percpu_for_each_index (i)
+	percpu_for_each_index(i)
 		sum += *percpu_ptr(word, i);
 	return sum;
 }
@@ -36,7 +36,7 @@ static inline uint64_t sum_of_copies(const uint64_t *word)
 #define THIS_KIND(kind)                                                                                                \
 	static inline void use_##kind(void)                                                                            \
 	{                                                                                                              \
-		uint64_t *word = percpu_alloc(64, 64), *pair = word + 2, from[3] = { 1, 2, 3 }, stored = 0;           \
+		uint64_t *word = percpu_alloc(64, 64), *pair = word + 2, from[3] = { 1, 2, 3 }, stored = 0;            \
 		struct thing things[3] = { 0 };                                                                        \
 		void **list = percpu_alloc(sizeof *list, sizeof *list);                                                \
 		ptrdiff_t offset = 8;                                                                                  \
@@ -48,7 +48,7 @@ static inline uint64_t sum_of_copies(const uint64_t *word)
 			kind##_add_release(word, 2);                                                                   \
 			kind##_add_offset(word, &offset, 3);                                                           \
 			kind##_add_offset_release(word, &offset, 4);                                                   \
-			percpu_for_each_index (copy) {                                                                 \
+			percpu_for_each_index(copy) {                                                                  \
 				uint64_t old = *percpu_ptr(pair, copy);                                                \
                                                                                                                        \
 				stored += kind##_store_if_eq(pair, old, old + 1);                                      \
@@ -102,12 +102,14 @@ static inline void everything(int targeted)
 	EXPECT(percpu_counter_drain(&counter, &sum) == 0 && sum == ROUNDS * (ROUNDS - 1) / 2);
 	EXPECT(percpu_histogram_drain(&histogram, &snapshot) == 0 && snapshot.total == ROUNDS);
 	EXPECT(percpu_fence() == targeted);
-	percpu_for_each_index (i) {
+	percpu_for_each_index(i) {
 		/* The remainder needs no fence. */
 		int expected = i == percpu_copies() - 1 ? 0 : targeted;
 
 		before = sum_of_copies(counter.words);
-		op = (struct percpu_op){ .op = PERCPU_OP_ADD, .len = 8, .dst = percpu_ptr(counter.words, i), .value = 5 };
+		op = (struct percpu_op){
+			.op = PERCPU_OP_ADD, .len = 8, .dst = percpu_ptr(counter.words, i), .value = 5
+		};
 		rc = percpu_opv(&op, 1, i);
 		EXPECT(rc == expected && sum_of_copies(counter.words) == before + (rc ? 0 : 5));
 		EXPECT(percpu_gate_lock(counter.words, i, &gate) == expected);
@@ -115,7 +117,7 @@ static inline void everything(int targeted)
 			percpu_gate_unlock(&gate);
 	}
 	percpu_stack_push(&stack, &node);
-	percpu_for_each_index (i) {
+	percpu_for_each_index(i) {
 		struct percpu_stack_node *here = NULL;
 
 		rc = percpu_stack_steal(&stack, i, &here);

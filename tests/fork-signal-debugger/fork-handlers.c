@@ -2,15 +2,19 @@
 /*
  * fork while signal handlers and other threads use the same data: nobody may wait for somebody who waits for him.
  *
- *   fork-handlers forker|others|histogram MODE
+ *   fork-handlers forker|others|alloc|histogram|both MODE
  *
  * forker: a timer's handler runs operations on the forking thread itself, also between the steps of fork's own handlers.
  * others: the handlers run in other threads, on top of operations that fork waits for (in mode none).
+ * alloc: the same, and these handlers allocate.
+ * both: the handlers of one thread fork, while the main thread forks. (Two threads whose handlers fork on top of operations
+ *       wait for each other in mode none: neither operation can be finished.)
  * histogram: other threads read and drain a histogram; each child uses it too.
  *
  * A hang ends by SIGKILL from a process of its own: what hangs may have blocked all other signals. Exit status 0, 1, or
  * 77 if this process cannot have the mode.
  */
+#include <errno.h>
 #include <percpu.h>
 #include <pthread.h>
 #include <signal.h>
@@ -26,7 +30,7 @@
 static uint64_t *word;
 static struct percpu_histogram histogram;
 static volatile bool stop;
-static bool targeted;
+static bool targeted, allocates, forks;
 
 static void use(void)
 {
@@ -41,11 +45,30 @@ static void on_timer(int signal)
 {
 	(void)signal;
 	use();
+	for (int i = 0; allocates && i < 50; i++)
+		(void)percpu_free(percpu_alloc(64, 8));
+	if (forks) {
+		int saved = errno;
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			use();
+			_exit(0);
+		}
+		if (pid > 0)
+			(void)waitpid(pid, NULL, 0);
+		errno = saved;
+	}
 }
 
-static void *work(void *arg)
+static void *work(void *is_first)
 {
-	(void)arg;
+	sigset_t alarm;
+
+	sigemptyset(&alarm);
+	sigaddset(&alarm, SIGALRM);
+	if (forks && !is_first)
+		pthread_sigmask(SIG_BLOCK, &alarm, NULL);
 	while (!stop)
 		use();
 	return NULL;
@@ -87,6 +110,8 @@ static int run(const char *what)
 	int status = 0;
 
 	targeted = forker;
+	allocates = !strcmp(what, "alloc");
+	forks = !strcmp(what, "both");
 	word = percpu_alloc(sizeof *word, sizeof *word);
 	if (!word || percpu_histogram_init(&histogram, 3))
 		return 1;
@@ -95,7 +120,7 @@ static int run(const char *what)
 	sigaction(SIGALRM, &action, NULL);
 	pthread_sigmask(forker ? SIG_BLOCK : SIG_UNBLOCK, &alarm, NULL);
 	for (int i = 0; i < 2; i++)
-		if (pthread_create(&threads[i], NULL, uses_histogram ? drain : work, NULL))
+		if (pthread_create(&threads[i], NULL, uses_histogram ? drain : work, i == 0 ? &word : NULL))
 			return 1;
 	pthread_sigmask(forker ? SIG_UNBLOCK : SIG_BLOCK, &alarm, NULL);
 	setitimer(ITIMER_REAL, &often, NULL);

@@ -262,7 +262,7 @@ static int run(const char *what)
 		usleep(20000);
 	EXPECT(percpu_counter_read(&counter) == expected);
 	EXPECT(sum_of_copies(word) == expected);
-	percpu_for_each_index (i) {
+	percpu_for_each_index(i) {
 		struct percpu_stack_node *node;
 
 		EXPECT(percpu_stack_steal(&stack, i, &node) == 0);

@@ -26,8 +26,7 @@ static bool deny(long number, int error)
 	};
 	struct sock_fprog program = { .len = sizeof code / sizeof *code, .filter = code };
 
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-	       prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 static void *other_thread(void *targeted)
@@ -51,7 +50,8 @@ static int inside(const char *mode, const char *reason)
 
 	EXPECT(percpu_describe(&about) == 0);
 	if (strcmp(about.mode_name, mode) || !strstr(about.reason, reason)) {
-		fprintf(stderr, "mode %s, not %s; reason '%s' without '%s'\n", about.mode_name, mode, about.reason, reason);
+		fprintf(stderr, "mode %s, not %s; reason '%s' without '%s'\n", about.mode_name, mode, about.reason,
+			reason);
 		return 1;
 	}
 	in_threads(0);

@@ -101,7 +101,7 @@ void world_create(void)
 		lanes[l].record = allocate(sizeof(struct record));
 		lanes[l].list = allocate(sizeof(void *));
 		lanes[l].ring = allocate(sizeof(void *));
-		percpu_for_each_index (i)
+		percpu_for_each_index(i)
 			*percpu_ptr(lanes[l].ring, i) = &ring_end;
 	}
 	if (percpu_counter_init(&counter) || percpu_histogram_init(&histogram, 3) || percpu_stack_init(&stack) ||
@@ -508,13 +508,13 @@ static void churn(struct context *me)
 
 	if (!object)
 		violation("percpu_alloc(%zu) failed", size);
-	percpu_for_each_index (i)
+	percpu_for_each_index(i)
 		for (size_t w = 0; w < size / 8; w++)
 			if (percpu_ptr(object, i)[w])
 				violation("a new object is not zero");
 	for (unsigned i = 0; i < 3; i++)
 		percpu_this_add(object + (size / 8 - 1), 5);
-	percpu_for_each_index (i)
+	percpu_for_each_index(i)
 		total += percpu_ptr(object, i)[size / 8 - 1];
 	if (total != 15)
 		violation("an object of this thread alone says %lu, not 15", (unsigned long)total);
@@ -659,7 +659,7 @@ static uint64_t sum_at(const struct lane *lane, ptrdiff_t at)
 {
 	uint64_t sum = 0;
 
-	percpu_for_each_index (i)
+	percpu_for_each_index(i)
 		sum += word_at(percpu_ptr(lane->offset_words, i) + at / 8);
 	return sum;
 }
@@ -675,7 +675,7 @@ static void turn_offset(struct context *me)
 	if (percpu_fence())
 		violation("the fence failed");
 	for (int l = 0; l < LANES; l++) {
-		percpu_for_each_index (i) {
+		percpu_for_each_index(i) {
 			went_well(me, percpu_gate_lock(lanes[l].offset_words, i, &gate), "gate");
 			percpu_gate_unlock(&gate);
 		}
@@ -728,7 +728,7 @@ static uint64_t values_at(int index)
 void read_books(struct books *books)
 {
 	memset(books, 0, sizeof *books);
-	percpu_for_each_index (i) {
+	percpu_for_each_index(i) {
 		for (unsigned l = 0; l < LANES; l++) {
 			uint64_t *actual = books->actual + l * SUM_OF_LANE, token;
 
@@ -749,7 +749,7 @@ void read_books(struct books *books)
 		walk(books, POOL_STACK, *percpu_ptr(stack.head, i), NULL);
 	}
 	/* From the beginning: what a drain took may be on its way. */
-	percpu_for_each_index (i) {
+	percpu_for_each_index(i) {
 		books->actual[SUM_COUNTER] += percpu_counter_read_index(&counter, i);
 		books->actual[SUM_HISTOGRAM] += values_at((int)i);
 	}
@@ -823,8 +823,8 @@ void check_plausible(const struct books *books)
 	sum_books(begun, done);
 	for (unsigned s = 0; s < SUMS; s++)
 		if (books->actual[s] < done[s] || books->actual[s] > begun[s])
-			violation("child: %s is %lu, not between %lu and %lu", name_of(s), (unsigned long)books->actual[s],
-				  (unsigned long)done[s], (unsigned long)begun[s]);
+			violation("child: %s is %lu, not between %lu and %lu", name_of(s),
+				  (unsigned long)books->actual[s], (unsigned long)done[s], (unsigned long)begun[s]);
 	/* Which nodes are on their way cannot be told; that none is in two places, and no list torn, was seen. */
 }
 
