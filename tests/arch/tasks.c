@@ -316,7 +316,7 @@ static void *copy_long(void *arg)
 	must("memory", source != NULL);
 	memset(source, (int)number, LONG_BYTES);
 	percpu_this_add(word, 0);
-	for (unsigned i = 0; i < 200000 && atomic_load(&aborts) < ENOUGH; i++) {
+	for (unsigned i = 0; i < 10000 && atomic_load(&aborts) < ENOUGH; i++) {
 		uint64_t version = *(volatile uint64_t *)&percpu_this_ptr(patch)->version;
 #ifndef PERCPU_NO_SECTIONS
 		switch (percpu__try_copy_store(&patch->version, version, patch->bytes, source, LONG_BYTES, version + 1,
