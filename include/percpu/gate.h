@@ -47,8 +47,8 @@ struct percpu_gate {
  * @object: a per-CPU pointer; the gate is that of its whole area
  * @index: which copy, 0 to percpu_copies() - 1
  * @gate: caller's storage, must stay where it is until percpu_gate_unlock()
- * Between lock and unlock the caller may read and write that copy with plain loads and stores. All signals are blocked
- * (not in mode none). Nothing that allocates, logs, waits or calls back may run there, nor any operation of this library
+ * Between lock and unlock the caller may read and write that copy with plain loads and stores. All signals are blocked.
+ * Nothing that allocates, logs, waits or calls back may run there, nor any operation of this library
  * but those on counters and histograms. Returns 0; -EINVAL for an argument out of range; -EDEADLK if the calling thread holds a gate already and
  * this one is taken (in mode none also in a signal handler that interrupted an operation while it held one); -errno of
  * membarrier(2) if the kernel has begun to refuse it.

@@ -52,11 +52,11 @@ int percpu_stack_steal(struct percpu_stack *stack, unsigned index, struct percpu
 		return 0;
 	}
 	gate = (struct percpu_gate){ .base = percpu__base_of(stack->head), .index = index, .kinds = PERCPU__KIND_ID };
-	rc = percpu__gates_lock(&gate, 1);
+	rc = percpu__gates_lock(&gate, 1, false);
 	if (rc)
 		return rc;
 	*out = *head;
 	__atomic_store_n(head, NULL, __ATOMIC_RELEASE);
-	percpu__gates_unlock(&gate, 1);
+	percpu__gates_unlock(&gate, 1, false);
 	return 0;
 }

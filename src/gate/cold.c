@@ -28,7 +28,7 @@ DOOR(percpu__slow_count);
 #define DOOR(name)                                                                                                     \
 	__asm__(".pushsection .text.unlikely, \"ax\", %progbits\n\t"                                                   \
 		".globl " #name "_cold\n\t.type " #name "_cold, %function\n" #name "_cold:\n\t"                        \
-		".cfi_startproc\n\tstp x29, x30, [sp, #-16]!\n\t.cfi_def_cfa_offset 16\n\t"                            \
+		".cfi_startproc\n\thint #34\n\tstp x29, x30, [sp, #-16]!\n\t.cfi_def_cfa_offset 16\n\t"                \
 		".cfi_offset x29, -16\n\t.cfi_offset x30, -8\n\tmov x29, sp\n\t"                                       \
 		"bl " #name "\n\tmov x0, #0\n\t"                                                                       \
 		"ldp x29, x30, [sp], #16\n\t.cfi_restore x29\n\t.cfi_restore x30\n\t.cfi_def_cfa_offset 0\n\tret\n\t"  \

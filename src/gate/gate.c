@@ -7,7 +7,7 @@
  *   SLEEPERS  somebody may sleep on the word
  *   PASSED    closed and fenced, held by nobody: the next locker need not fence, because it was never open in between
  *   SHUT      the remainder's: never open, so never a fence; otherwise a lock like any other
- *   FORKED    mode none: held by a thread that forks, for all its operations (fork.c)
+ *   BUSY      held by somebody who makes several changes that belong together: a fork waits for him (fork.c)
  * The holder hands over by PASSED only while `lockers` says that somebody waits to hold it (waiters never give up), and a
  * few times at most, so that sections get their turn. Threads that only want to run a section sleep too, but in another
  * wake set: they are woken when the gate opens, all at once, and run their sections instead of forming a queue of holders.
@@ -15,13 +15,13 @@
  * Ordering. Closing (CAS) then fence: a section that saw the gate open has committed, visibly to us, or was aborted.
  * Opening is a release; a section that loads 0 is ordered after it (ports: total store order, or an address dependency).
  *
- * Lock order: gates by address, remainders' after all others; under a gate nothing else. Holders block all signals (in mode none only for the
- * remainder's gate), so a handler never meets its own thread's gate; in mode none a handler that interrupted a holder
- * never waits for a gate whose holder may be stopped likewise: it takes the remainder's, or fails with -EDEADLK.
+ * Lock order: gates by address, remainders' after all others; under a gate nothing else. Holders block all signals, so a
+ * handler never meets its own thread's gate; but for operations on the own copy in mode none, which must be cheap: there a
+ * handler that interrupted a holder never waits for a gate whose holder may be stopped likewise. It takes another copy's,
+ * at last the remainder's, or fails with -EDEADLK if it wants a certain one.
  */
 #include <errno.h>
 #include <limits.h>
-#include <time.h>
 
 #include "base/lock.h"
 #include "gate/gate.h"
@@ -31,12 +31,11 @@
 #define SLEEPERS 2U
 #define PASSED   4U
 #define SHUT     PERCPU__SHUT
-#define FORKED   16U
+#define BUSY     16U
 #define OWNER    8 /* first bit of the holder's id */
 
 /* About as long as an operation under the gate and its fence take; sleeping and waking costs more. */
 #define SPINS       200
-#define FORK_SPINS  (50 * SPINS) /* with naps in between: some milliseconds */
 #define MOST_PASSES 16
 #define MOST_SLEEPS 3
 
@@ -61,12 +60,6 @@ bool percpu__gate_is_mine(const struct percpu__gate *gate)
 	return (word & HELD) && word >> OWNER == percpu__private.id;
 }
 
-static bool is_forked(const struct percpu__gate *gate)
-{
-	return percpu__gate_is_mine(gate) && (load(&gate->word) & FORKED);
-}
-
-/* SEQ_CST: pairs with fork's prepare handler, which sets percpu__forker and then looks at the gates. */
 static bool try_lock(struct percpu__gate *gate, bool *owes_fence)
 {
 	uint32_t word = load(&gate->word);
@@ -154,7 +147,7 @@ void percpu__gate_wait_idle(struct percpu__gate *gate)
 	for (;;) {
 		uint32_t word = load(&gate->word);
 
-		if (!(word & HELD))
+		if (!(word & BUSY))
 			return;
 		sleep_on(gate, word, FOR_SECTIONS);
 	}
@@ -164,8 +157,8 @@ void percpu__gate_reset(struct percpu__gate *gate, uint32_t new_id)
 {
 	uint32_t word = gate->word, now = word & SHUT;
 
-	if (percpu__gate_is_mine(gate) && !(word & FORKED))
-		now |= HELD | new_id << OWNER;
+	if (percpu__gate_is_mine(gate))
+		now |= HELD | (word & BUSY) | new_id << OWNER;
 	/* A copy that was not in use stays untouched, and shares its page with the parent. */
 	if (word != now)
 		gate->word = now;
@@ -175,32 +168,6 @@ void percpu__gate_reset(struct percpu__gate *gate, uint32_t new_id)
 		gate->passes = 0;
 }
 
-bool percpu__gate_lock_forked(struct percpu__gate *gate)
-{
-	const struct timespec moment = { .tv_nsec = 20000 };
-	bool owes_fence = false;
-
-	if (percpu__gate_is_mine(gate))
-		return true;
-	for (int i = 1; i <= FORK_SPINS; i++) {
-		if (try_lock(gate, &owes_fence)) {
-			__atomic_fetch_or(&gate->word, FORKED, __ATOMIC_RELAXED);
-			return true;
-		}
-		percpu__pause();
-		if (i % SPINS == 0)
-			percpu__sys4(SYS_nanosleep, (long)&moment, 0, 0, 0);
-	}
-	return false;
-}
-
-bool percpu__gate_unlock_forked(struct percpu__gate *gate)
-{
-	if (is_forked(gate))
-		unlock(gate, true);
-	return true;
-}
-
 static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kind)
 {
 	struct percpu__header *header = percpu__header_of(held->base, held->index);
@@ -208,13 +175,13 @@ static struct percpu__gate *gate_of(const struct percpu_gate *held, unsigned kin
 	return kind == PERCPU__KIND_CPU ? &header->by_cpu : &header->by_id;
 }
 
-/* So that fork looks at this gate. It always looks at the remainder's, and at all of them in mode none. */
+/* So that fork looks at this gate; it always looks at the remainder's. */
 static void note_gated(const struct percpu_gate *held)
 {
 	uint32_t *gated = &percpu__header_of(held->base, percpu__remainder)->gated;
 	uint32_t seen;
 
-	if (held->index == percpu__remainder || percpu__mode() == PERCPU_MODE_NONE)
+	if (held->index == percpu__remainder)
 		return;
 	seen = __atomic_load_n(gated, __ATOMIC_SEQ_CST);
 	while (seen <= held->index &&
@@ -255,22 +222,22 @@ static bool lock_all(struct percpu_gate *gates, unsigned count, bool waits, bool
 }
 
 /*
- * Not in mode none, a fork waits for all holders, and new ones for the fork, but for the forking thread's own. Nor does
- * a thread wait that holds a gate already: the fork waits for that one.
+ * Says that several changes follow. False if a fork is under way: then they must wait, but for the forking thread's own,
+ * or if this thread is inside such changes already, which the fork waits for. SEQ_CST: fork's prepare handler sets
+ * percpu__forker and then looks for BUSY.
  */
-static bool must_wait_for_fork(void)
+static bool become_busy(const struct percpu_gate *gates, unsigned count)
 {
-	uintptr_t forker = __atomic_load_n(&percpu__forker, __ATOMIC_SEQ_CST);
+	uintptr_t forker;
 
-	return forker && forker != (uintptr_t)&percpu__private && percpu__mode() != PERCPU_MODE_NONE &&
-	       percpu__private.holding == 1;
-}
-
-/* Mode none: the calling thread forks and has all gates. Its operations only keep its own handlers away. */
-static bool has_all_gates(void)
-{
-	return percpu__mode() == PERCPU_MODE_NONE &&
-	       __atomic_load_n(&percpu__forker, __ATOMIC_RELAXED) == (uintptr_t)&percpu__private;
+	for (unsigned i = 0; i < count; i++) {
+		if (gates[i].kinds & PERCPU__KIND_ID)
+			__atomic_fetch_or(&gate_of(&gates[i], PERCPU__KIND_ID)->word, BUSY, __ATOMIC_SEQ_CST);
+		if (gates[i].kinds & PERCPU__KIND_CPU)
+			__atomic_fetch_or(&gate_of(&gates[i], PERCPU__KIND_CPU)->word, BUSY, __ATOMIC_SEQ_CST);
+	}
+	forker = __atomic_load_n(&percpu__forker, __ATOMIC_SEQ_CST);
+	return !forker || forker == (uintptr_t)&percpu__private || percpu__private.busy;
 }
 
 static int fence_for(const struct percpu_gate *gates, unsigned count)
@@ -280,120 +247,77 @@ static int fence_for(const struct percpu_gate *gates, unsigned count)
 	return percpu_fence();
 }
 
-/* Signals are blocked for the remainder's gate in any mode, for the others where a fence may be owed. */
-static bool blocks_signals(const struct percpu_gate *gates, unsigned count)
+/* One step of taking them all: 0, an error, or 1 if it must be taken again when a fork is over. Signals are blocked. */
+static int lock_once(struct percpu_gate *gates, unsigned count, bool several)
 {
-	if (percpu__mode() != PERCPU_MODE_NONE)
-		return true;
-	for (unsigned i = 0; i < count; i++)
-		if (gates[i].index == percpu__remainder)
-			return true;
-	return false;
-}
+	/* In mode none a handler may have interrupted a holder. */
+	bool owes_fence = false, waits = percpu__private.holding == 0;
+	int rc;
 
-/* Takes nothing: for a thread that has all gates. Undone by percpu__gates_unlock. */
-static void enter_forked(struct percpu_gate *gates, unsigned count)
-{
-	percpu__block_signals(&gates->saved_signals);
-	for (unsigned i = 0; i < count; i++)
-		gates[i].kinds = 0;
-}
-
-int percpu__gates_lock(struct percpu_gate *gates, unsigned count)
-{
-	volatile uint32_t *holding = &percpu__private.holding;
-	bool waits, owes_fence, blocks = blocks_signals(gates, count);
-	int rc = -EDEADLK;
-
-	percpu__thread_start();
-	if (has_all_gates()) {
-		enter_forked(gates, count);
-		return 0;
-	}
-	for (unsigned i = 0; i < count; i++)
-		note_gated(&gates[i]);
-	for (;;) {
-		owes_fence = false;
-		if (blocks)
-			percpu__block_signals(&gates->saved_signals);
-		waits = *holding == 0;
-		*holding = *holding + 1;
-		if (!lock_all(gates, count, waits, &owes_fence))
-			break;
-		if (!must_wait_for_fork()) {
-			/* Still closed since somebody else's fence, or shut: no section to wait for. */
-			rc = owes_fence ? fence_for(gates, count) : 0;
-			if (!rc)
-				return 0;
-			unlock_all(gates, count, false);
-			break;
-		}
+	if (!lock_all(gates, count, waits, &owes_fence))
+		return -EDEADLK;
+	if (several && !become_busy(gates, count)) {
 		unlock_all(gates, count, false);
-		*holding = *holding - 1;
-		if (blocks)
-			percpu__restore_signals(&gates->saved_signals);
-		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
+		return 1;
 	}
-	*holding = *holding - 1;
-	if (blocks)
-		percpu__restore_signals(&gates->saved_signals);
+	/* Otherwise still closed since somebody else's fence, or shut: no section to wait for. */
+	rc = owes_fence ? fence_for(gates, count) : 0;
+	if (rc)
+		unlock_all(gates, count, false);
 	return rc;
 }
 
-void percpu__gates_unlock(struct percpu_gate *gates, unsigned count)
+int percpu__gates_lock(struct percpu_gate *gates, unsigned count, bool several)
 {
-	volatile uint32_t *holding = &percpu__private.holding;
+	int rc;
 
-	if (count && !gates->kinds) {
+	percpu__thread_start();
+	for (unsigned i = 0; i < count; i++)
+		note_gated(&gates[i]);
+	for (;;) {
+		percpu__block_signals(&gates->saved_signals);
+		rc = lock_once(gates, count, several);
+		if (rc == 0)
+			break;
 		percpu__restore_signals(&gates->saved_signals);
-		return;
+		if (rc < 0)
+			return rc;
+		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
 	}
+	percpu__private.holding++;
+	percpu__private.busy += several;
+	return 0;
+}
+
+void percpu__gates_unlock(struct percpu_gate *gates, unsigned count, bool several)
+{
 	unlock_all(gates, count, true);
-	*holding = *holding - 1;
-	if (blocks_signals(gates, count))
-		percpu__restore_signals(&gates->saved_signals);
+	percpu__private.holding--;
+	percpu__private.busy -= several;
+	percpu__restore_signals(&gates->saved_signals);
 }
 
 void percpu__gate_lock_remainder(struct percpu_gate *gate)
 {
-	volatile uint32_t *holding = &percpu__private.holding;
 	bool owes_fence = false;
 
 	gate->index = percpu__remainder;
-	if (has_all_gates()) {
-		enter_forked(gate, 1);
-		return;
-	}
-	for (;;) {
-		percpu__block_signals(&gate->saved_signals);
-		*holding = *holding + 1;
-		lock(gate_of(gate, gate->kinds), &owes_fence);
-		if (!must_wait_for_fork())
-			return;
-		unlock(gate_of(gate, gate->kinds), false);
-		*holding = *holding - 1;
-		percpu__restore_signals(&gate->saved_signals);
-		percpu__futex_wait(&percpu__fork_word, 1, ~0U);
-	}
+	percpu__block_signals(&gate->saved_signals);
+	lock(gate_of(gate, gate->kinds), &owes_fence);
+	percpu__private.holding++;
 }
 
-void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds)
+void percpu__gate_lock_any(struct percpu_gate *gate)
 {
 	volatile uint32_t *holding = &percpu__private.holding;
 	unsigned count = percpu__process.about.possible_cpus, first = percpu__private.spread;
 	bool owes_fence = false;
 
-	gate->base = base;
-	gate->index = first;
-	gate->kinds = kinds;
-	if (has_all_gates()) {
-		enter_forked(gate, 1);
-		return;
-	}
+	/* Before the first try, so that a handler never takes a gate of ours for somebody else's. */
 	*holding = *holding + 1;
 	for (unsigned i = 0; i < count; i++) {
 		gate->index = first + i < count ? first + i : first + i - count;
-		if (try_lock(gate_of(gate, kinds), &owes_fence)) {
+		if (try_lock(gate_of(gate, gate->kinds), &owes_fence)) {
 			/* Threads that meet here drift apart. */
 			percpu__private.spread = gate->index;
 			return;
@@ -403,6 +327,16 @@ void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds)
 	percpu__gate_lock_remainder(gate);
 }
 
+void percpu__gate_unlock_any(struct percpu_gate *gate)
+{
+	volatile uint32_t *holding = &percpu__private.holding;
+
+	unlock_all(gate, 1, true);
+	*holding = *holding - 1;
+	if (gate->index == percpu__remainder)
+		percpu__restore_signals(&gate->saved_signals);
+}
+
 int percpu_gate_lock(void *object, unsigned index, struct percpu_gate *gate)
 {
 	if (!object || !gate || index >= percpu_copies())
@@ -410,10 +344,10 @@ int percpu_gate_lock(void *object, unsigned index, struct percpu_gate *gate)
 	gate->base = percpu__base_of(object);
 	gate->index = index;
 	gate->kinds = PERCPU__KINDS;
-	return percpu__gates_lock(gate, 1);
+	return percpu__gates_lock(gate, 1, true);
 }
 
 void percpu_gate_unlock(struct percpu_gate *gate)
 {
-	percpu__gates_unlock(gate, 1);
+	percpu__gates_unlock(gate, 1, true);
 }

@@ -18,34 +18,31 @@ static inline unsigned percpu__kind(unsigned by)
 }
 
 /*
- * Takes the gates of several copies, in the order of the array, which must be that of their addresses; one fence for all.
- * Only base, index and kinds are set by the caller. Returns 0, or an error with none held.
+ * Takes the gates of several copies, in lock order (address, remainders' last), with one fence for all; blocks signals.
+ * Only base, index and kinds are set by the caller. @several: more than one store follows that others may see, so a fork
+ * must wait for it (one store is there in the child or is not). Returns 0, or an error with none held.
  */
-PERCPU_HIDDEN int percpu__gates_lock(struct percpu_gate *gates, unsigned count);
-PERCPU_HIDDEN void percpu__gates_unlock(struct percpu_gate *gates, unsigned count);
-
-/* Mode none: takes the gate of some copy, without waiting for anybody whom a signal may have stopped. */
-PERCPU_HIDDEN void percpu__gate_lock_any(struct percpu_gate *gate, char *base, unsigned kinds);
+PERCPU_HIDDEN int percpu__gates_lock(struct percpu_gate *gates, unsigned count, bool several);
+PERCPU_HIDDEN void percpu__gates_unlock(struct percpu_gate *gates, unsigned count, bool several);
 
 /*
- * Takes one gate (base and kinds are set) of the remainder. Holders of it are never stopped by a signal, so it is safe to
- * wait, whatever a handler interrupted.
+ * The same for one gate of the remainder (base and kinds are set), and without an error: nobody who holds that can be
+ * stopped by a signal, so it is safe to wait, whatever a handler interrupted. Undone by percpu__gates_unlock.
  */
 PERCPU_HIDDEN void percpu__gate_lock_remainder(struct percpu_gate *gate);
 
+/* Mode none: takes the gate of some copy (base and kinds are set), for one store. No system call if one is free. */
+PERCPU_HIDDEN void percpu__gate_lock_any(struct percpu_gate *gate);
+PERCPU_HIDDEN void percpu__gate_unlock_any(struct percpu_gate *gate);
+
 /* A section found this gate closed: waits for it to open, a bounded number of times. */
 PERCPU_HIDDEN void percpu__gate_wait_open(struct percpu__gate *gate);
-/* Waits until nobody holds the gate, though it may be on its way to the next holder. */
+/* Waits until nobody is in the middle of several changes under this gate. */
 PERCPU_HIDDEN void percpu__gate_wait_idle(struct percpu__gate *gate);
-
 /* Held by the calling thread, or by what its signal handler interrupted. */
 PERCPU_HIDDEN bool percpu__gate_is_mine(const struct percpu__gate *gate);
 /* In a forked child: the gate as nobody but the calling thread left it, which has another id now. */
 PERCPU_HIDDEN void percpu__gate_reset(struct percpu__gate *gate, uint32_t new_id);
-/* Mode none, around a fork: takes the gate, unless what a handler interrupted has it; false if it is held for long. */
-PERCPU_HIDDEN bool percpu__gate_lock_forked(struct percpu__gate *gate);
-/* Gives it back, if it was taken so. Always true. */
-PERCPU_HIDDEN bool percpu__gate_unlock_forked(struct percpu__gate *gate);
 
 /* 1 while a fork is under way; threads wait on it. Written by fork.c. */
 extern PERCPU_HIDDEN uint32_t percpu__fork_word;

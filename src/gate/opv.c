@@ -275,12 +275,12 @@ int percpu_opv(const struct percpu_op *ops, unsigned n, unsigned index)
 	if (rc)
 		return rc;
 	if (plan.count) {
-		rc = percpu__gates_lock(plan.gates, plan.count);
+		rc = percpu__gates_lock(plan.gates, plan.count, true);
 		if (rc)
 			return rc;
 	}
 	rc = execute(copy, n);
 	if (plan.count)
-		percpu__gates_unlock(plan.gates, plan.count);
+		percpu__gates_unlock(plan.gates, plan.count, true);
 	return rc;
 }

@@ -109,23 +109,25 @@ static unsigned current_index(unsigned by)
 
 static int under_gate(struct percpu__request *r)
 {
-	unsigned kinds = percpu__kind(r->by), remainder = percpu__remainder;
-	struct percpu_gate gate = { .base = percpu__base_of(r->object), .index = remainder, .kinds = kinds };
+	struct percpu_gate gate = { .base = percpu__base_of(r->object),
+				    .index = percpu__remainder,
+				    .kinds = percpu__kind(r->by) };
 	const struct percpu__private *me = &percpu__private;
 	int rc;
 
 	if (percpu__mode() == PERCPU_MODE_NONE) {
-		percpu__gate_lock_any(&gate, gate.base, kinds);
-	} else {
-		if (me->state == PERCPU__REGISTERED &&
-		    (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
-			gate.index = current_index(r->by);
-		/* Cannot fence any more: the remainder needs none. */
-		if (gate.index == remainder || percpu__gates_lock(&gate, 1))
-			percpu__gate_lock_remainder(&gate);
+		percpu__gate_lock_any(&gate);
+		rc = do_plainly(r, gate.index);
+		percpu__gate_unlock_any(&gate);
+		return rc;
 	}
+	if (me->state == PERCPU__REGISTERED && (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
+		gate.index = current_index(r->by);
+	/* Who cannot fence any more goes to the remainder too, which needs none. */
+	if (gate.index == percpu__remainder || percpu__gates_lock(&gate, 1, false))
+		percpu__gate_lock_remainder(&gate);
 	rc = do_plainly(r, gate.index);
-	percpu__gates_unlock(&gate, 1);
+	percpu__gates_unlock(&gate, 1, false);
 	return rc;
 }
 

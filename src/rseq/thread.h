@@ -35,6 +35,7 @@ struct percpu__private {
 	char own_rest[PERCPU__AREA_BYTES - sizeof(struct percpu__rseq)];
 	uint32_t id;         /* of the task; set when the thread starts, and in a forked child */
 	uint32_t spread;     /* mode none: the copy to try first */
+	uint32_t busy;       /* of the gates held now, those under which several changes are made */
 	uint32_t holding;    /* gates that this thread, or what its handlers interrupted, holds or is about to take */
 	unsigned char state; /* enum percpu__state */
 	unsigned char force; /* enum percpu__force */

@@ -52,7 +52,7 @@ _Static_assert(SYS_vfork == 58, "the number in the code above");
 #elif defined __aarch64__
 __asm__(".pushsection .text\n\t"
 	".globl vfork\n\t.type vfork, %function\n\t.p2align 4\n"
-	"vfork:\n\t.cfi_startproc\n\t"
+	"vfork:\n\t.cfi_startproc\n\thint #34\n\t" /* bti c */
 	"stp x29, x30, [sp, #-16]!\n\t.cfi_adjust_cfa_offset 16\n\t.cfi_rel_offset x29, 0\n\t.cfi_rel_offset x30, 8\n\t"
 	"bl percpu__lend_thread\n\tmov x9, x0\n\t"
 	"ldp x29, x30, [sp], #16\n\t.cfi_adjust_cfa_offset -16\n\t.cfi_restore x29\n\t.cfi_restore x30\n\t"

@@ -7,8 +7,7 @@
  * forker: a timer's handler runs operations on the forking thread itself, also between the steps of fork's own handlers.
  * others: the handlers run in other threads, on top of operations that fork waits for (in mode none).
  * alloc: the same, and these handlers allocate.
- * both: the handlers of one thread fork, while the main thread forks. (Two threads whose handlers fork on top of operations
- *       wait for each other in mode none: neither operation can be finished.)
+ * both: the handlers of two threads fork, on top of operations, while the main thread forks.
  * histogram: other threads read and drain a histogram; each child uses it too.
  *
  * A hang ends by SIGKILL from a process of its own: what hangs may have blocked all other signals. Exit status 0, 1, or
@@ -65,10 +64,6 @@ static void *work(void *is_first)
 {
 	sigset_t alarm;
 
-	sigemptyset(&alarm);
-	sigaddset(&alarm, SIGALRM);
-	if (forks && !is_first)
-		pthread_sigmask(SIG_BLOCK, &alarm, NULL);
 	while (!stop)
 		use();
 	return NULL;

@@ -111,7 +111,7 @@ static bool round_of(enum way way)
 		__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
 	else if (way == GATE && percpu_gate_lock(cell, index, &held))
 		return true;
-	else if (way == GATE_OF_KIND && percpu__gates_lock(&held, 1))
+	else if (way == GATE_OF_KIND && percpu__gates_lock(&held, 1, true))
 		return true;
 	set(index, GO);
 	for (int i = 0; i < PATIENCE && look(index) == GO; i++)
@@ -123,7 +123,7 @@ static bool round_of(enum way way)
 	else if (way == GATE)
 		percpu_gate_unlock(&held);
 	else if (way == GATE_OF_KIND)
-		percpu__gates_unlock(&held, 1);
+		percpu__gates_unlock(&held, 1, true);
 	return came;
 }
 

@@ -51,7 +51,7 @@
 	"ldr w14, [" area ", %[index]]\n\tcmp w14, %w[limit]\n\tb.hs " closed "\n\t"                                   \
 	"add x14, %[object], x14, lsl #" shift "\n\t"
 
-#define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "]]\n\tadd x14, x14, x15\n\t"
+#define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "], x15]\n\tadd x14, x14, x15\n\t" /* x15 is the gate: 0 */
 #define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "ldr x15, [x14, %[" dist "]]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
 #define PERCPU__A_LOAD                "ldr x15, [x14]\n\t"
@@ -95,8 +95,16 @@
 				       "x15", "x16", "x17", "x18", "x30", "v0", "v1", "v2", "v3", "v4", "v5", "v6",    \
 				       "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17",       \
 				       "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28",    \
-				       "v29", "v30", "v31", "cc");                                                     \
+				       "v29", "v30", "v31", "cc" PERCPU__SVE_REGISTERS);                               \
 		(result) = percpu__x0;                                                                                 \
 	} while (0)
+
+/* A call may change the predicates too. */
+#ifdef __ARM_FEATURE_SVE
+#define PERCPU__SVE_REGISTERS                                                                                          \
+	, "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9", "p10", "p11", "p12", "p13", "p14", "p15"
+#else
+#define PERCPU__SVE_REGISTERS
+#endif
 
 #endif
