@@ -60,10 +60,9 @@ static void on_timer(int signal)
 	}
 }
 
-static void *work(void *is_first)
+static void *work(void *unused)
 {
-	sigset_t alarm;
-
+	(void)unused;
 	while (!stop)
 		use();
 	return NULL;
@@ -115,7 +114,7 @@ static int run(const char *what)
 	sigaction(SIGALRM, &action, NULL);
 	pthread_sigmask(forker ? SIG_BLOCK : SIG_UNBLOCK, &alarm, NULL);
 	for (int i = 0; i < 2; i++)
-		if (pthread_create(&threads[i], NULL, uses_histogram ? drain : work, i == 0 ? &word : NULL))
+		if (pthread_create(&threads[i], NULL, uses_histogram ? drain : work, NULL))
 			return 1;
 	pthread_sigmask(forker ? SIG_UNBLOCK : SIG_BLOCK, &alarm, NULL);
 	setitimer(ITIMER_REAL, &often, NULL);
