@@ -2,19 +2,20 @@
 /*
  * fork: the child must never see a slow path half done, and nobody may wait for ever in the parent.
  *
- * A slow path locks its gate and then looks whether somebody forks; if so it opens the gate again and waits until that
- * is over. Whoever forks says so and then waits until no gate is held. Each writes first and reads the other's word
- * after it (Dekker), so at least one of them sees the other. A thread that holds one gate already takes its second
- * without looking: whoever forks waits for it. A hand-over does not wake whoever forks; the opening that follows does.
+ * Who makes several changes takes all the gates he needs, marks them BUSY, and then looks whether somebody forks; if so he
+ * opens the gates again and waits until that is over. Whoever forks says so and then waits until no gate is BUSY. Each
+ * writes first and reads the other's word after it (Dekker), so at least one of them sees the other. A hand-over does not
+ * wake whoever forks; the opening that follows does. (Slow paths of one store mark nothing: the child may see them at any
+ * instruction.)
  *
  * "Half done" is two words per copy that a holder changes one after the other. The child gets a copy of everything at
  * one moment; gates that were handed over but not taken, and counts of waiting lockers, are put right in it.
  *
  * Controls, each of which must fail:
- *   LOOK_FIRST   the slow path looks for a fork, then locks
+ *   LOOK_FIRST   the holder looks for a fork, then locks and marks
  *   WAIT_FIRST   whoever forks waits for the gates, then says so
  *   BUFFERED     its announcement still sits in a store buffer while it looks at the gates
- *   LOOK_TWICE   a slow path looks (and waits) also with its first gate held
+ *   KEEP_GATES   who sees a fork waits for its end without opening his gates
  *   NO_REPAIR    the child keeps gates and counts as they were
  *   NO_WAKE      the end of the fork wakes nobody
  */
@@ -31,6 +32,7 @@
 #define HELD     1
 #define SLEEPERS 2
 #define PASSED   4
+#define BUSY     8
 #define THREADS  (HOLDERS + FORKERS)
 
 byte gate[GATES], lockers[GATES], passes[GATES];
@@ -85,7 +87,7 @@ inline lock(i)
 		:: else ->
 			atomic {
 				if
-				:: gate[i] == (HELD | SLEEPERS) -> asleep[me] = 1 + i; is_locker[me] = true
+				:: gate[i] == (g | SLEEPERS) -> asleep[me] = 1 + i; is_locker[me] = true
 				:: else
 				fi
 			};
@@ -117,21 +119,38 @@ inline wait_for_fork()
 	asleep[me] == 0
 }
 
-/* Locks the outermost gate of a slow path. */
-inline enter(i)
+inline mark(i)
+{
+	atomic { gate[i] = gate[i] | BUSY }
+}
+
+/* Takes gate 1, and gate 0 before it if both, for several changes. */
+inline enter(both)
 {
 	do
-	:: atomic { out = false };
+	:: true ->
 #ifdef LOOK_FIRST
-	   do :: forking -> wait_for_fork() :: else -> break od;
-	   lock(i);
-	   break
+		do :: forking -> wait_for_fork() :: else -> break od;
+#endif
+		if :: both -> lock(0) :: else fi;
+		lock(1);
+		if :: both -> mark(0) :: else fi;
+		mark(1);
+#ifdef LOOK_FIRST
+		break
 #else
-	   lock(i);
-	   if
-	   :: forking -> unlock(i, false); wait_for_fork()
-	   :: else -> break
-	   fi
+		if
+		:: !forking -> break
+		:: else
+		fi;
+#ifdef KEEP_GATES
+		wait_for_fork();
+		break
+#else
+		unlock(1, false);
+		if :: both -> unlock(0, false) :: else fi;
+		wait_for_fork()
+#endif
 #endif
 	od
 }
@@ -145,22 +164,17 @@ inline work(i)
 proctype holder(byte me)
 {
 	byte g, k;
-	bool ok, out;
+	bool ok;
 
 	if
 	:: me == 0 ->
-		enter(0);
-#ifdef LOOK_TWICE
-		enter(1);
-#else
-		lock(1);
-#endif
+		enter(true);
 		work(0);
 		work(1);
 		unlock(1, true);
 		unlock(0, true)
 	:: else ->
-		enter(1);
+		enter(false);
 		work(1);
 		unlock(1, true)
 	fi;
@@ -173,12 +187,12 @@ inline quiesce(i)
 	:: atomic {
 		g = gate[i];
 		if
-		:: !(g & HELD) -> break
-		:: (g & HELD) && !(g & SLEEPERS) -> gate[i] = g | SLEEPERS
+		:: !(g & BUSY) -> break
+		:: (g & BUSY) && !(g & SLEEPERS) -> gate[i] = g | SLEEPERS
 		:: else
 		fi
 	   };
-	   atomic { if :: gate[i] == (HELD | SLEEPERS) -> asleep[me] = 1 + i; is_locker[me] = false :: else fi };
+	   atomic { if :: gate[i] == (g | SLEEPERS) -> asleep[me] = 1 + i; is_locker[me] = false :: else fi };
 	   asleep[me] == 0
 	od
 }
