@@ -56,12 +56,33 @@ PERCPU_BEGIN_DECLS
 /** The longest copy of copy_store in bytes: short enough to finish between two interrupts. */
 #define PERCPU_COPY_MAX 65536
 
-/* One operation on its way through the slow path; see src/gate/slow.c. */
+/*
+ * One operation on its way through the slow path, which runs attempt() a few times and, if that goes on leaving, plainly()
+ * under the gate of one copy. First member of what else an operation needs; see src/gate/slow.c.
+ */
+struct percpu__task {
+	/* Its section, once: PERCPU__LEFT, or any other result, which is then that of the whole. */
+	int (*attempt)(struct percpu__task *task);
+	/*
+	 * The same with plain loads and stores on copy @index, whose gate is held. It commits by one store as well: a child
+	 * of fork may begin with the memory of any moment of it.
+	 */
+	int (*plainly)(struct percpu__task *task, unsigned index);
+	void *object;     /* a per-CPU pointer: its area's gates guard the copy */
+	unsigned char by; /* enum percpu__by */
+};
+
+/*
+ * Runs it to the end; returns its result. Blocks all signals while it holds a gate (in mode none only for the
+ * remainder's). It never fails: who cannot fence any more works on the remainder.
+ */
+PERCPU_API int percpu__slow_task(struct percpu__task *task) PERCPU__COLD;
+
+/* The operations of this file, as tasks. */
 struct percpu__request {
+	struct percpu__task task;
 	unsigned char section; /* enum percpu__section */
-	unsigned char by;
 	unsigned char order;
-	void *object;
 	uint64_t expected, desired; /* also: nil, the number added */
 	uint64_t expected2;
 	const void *second; /* also: source, offset word, link */
@@ -79,9 +100,6 @@ enum percpu__section {
 	PERCPU__FOLLOW_NE,
 	PERCPU__PUSH_LINK,
 };
-
-/* Tries again a few times, then takes the gate. Returns PERCPU__DONE or PERCPU__DIFFERS. */
-PERCPU_API int percpu__slow(struct percpu__request *request) PERCPU__COLD;
 
 #ifdef PERCPU_NO_SECTIONS
 #define PERCPU__GATE_DISTANCE(object, by) ((uintptr_t)0)

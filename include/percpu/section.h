@@ -77,6 +77,9 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
 #define PERCPU__LEAVE                                                                                                  \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_JUMP("%l[left]") PERCPU__A_COLD_END
+/* For sections that may find that there is nothing to do: they go to 11. */
+#define PERCPU__LEAVE_DIFFERS                                                                                          \
+	PERCPU__LEAVE PERCPU__A_COLD "11:\n\t" PERCPU__A_JUMP("%l[differs]") PERCPU__A_COLD_END
 #define PERCPU__LEAVE_WORD                                                                                             \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_SET("out", "1") PERCPU__A_JUMP("2b")          \
 	PERCPU__A_COLD_END
@@ -102,6 +105,42 @@ PERCPU__INLINE int percpu__try_count(uint64_t *object, uint64_t n, enum percpu__
 		: PERCPU__SCRATCH
 		: left);
 	return PERCPU__DONE;
+left:
+	return PERCPU__LEFT;
+}
+
+/* The same, and visible after everything that the thread did before it: who sees the sum sees that too. */
+PERCPU__INLINE int percpu__try_count_release(uint64_t *object, uint64_t n, enum percpu__by by)
+{
+	__asm__ __volatile__ goto(
+		PERCPU__ENTER_UNGATED PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE
+		:
+		: [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),
+		  [limit] PERCPU__LIMIT_OPERAND(percpu__remainder), [n] PERCPU__ADD_OPERAND(n)
+		: "memory", PERCPU__SCRATCH
+		: left);
+	return PERCPU__DONE;
+left:
+	return PERCPU__LEFT;
+}
+
+/*
+ * If *flag == 0, *object += n, for words that are only counted in, as percpu__try_count(). The flag is ordinary memory and
+ * read inside the section: who sets it and fences knows that nobody adds any more who saw 0 (but for slow paths that are
+ * under way). What the flag's writer did before he stored 0 with release is visible afterwards.
+ */
+PERCPU__INLINE int percpu__try_count_unless(uint64_t *object, uint64_t n, const uint32_t *flag, enum percpu__by by)
+{
+	__asm__ __volatile__ goto(
+		PERCPU__ENTER_UNGATED PERCPU__A_NONZERO("flag", "11f") PERCPU__A_ADD("n") PERCPU__LEAVE_DIFFERS
+		:
+		: [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),
+		  [limit] PERCPU__LIMIT_OPERAND(percpu__remainder), [n] PERCPU__ADD_OPERAND(n), [flag] "r"(flag)
+		: "memory", PERCPU__SCRATCH
+		: left, differs);
+	return PERCPU__DONE;
+differs:
+	return PERCPU__DIFFERS;
 left:
 	return PERCPU__LEFT;
 }
@@ -150,7 +189,6 @@ left:
 				  : PERCPU__OPERANDS(object, by), [expected] "r"(expected), [desired] "r"(desired)     \
 				  : "memory", PERCPU__SCRATCH                                                          \
 				  : left, differs)
-#define PERCPU__LEAVE_DIFFERS PERCPU__LEAVE PERCPU__A_COLD "11:\n\t" PERCPU__A_JUMP("%l[differs]") PERCPU__A_COLD_END
 PERCPU__INLINE int percpu__try_store_if_eq(uint64_t *object, uint64_t expected, uint64_t desired, enum percpu__by by,
 					   enum percpu__order order)
 {

@@ -24,30 +24,31 @@
 #endif
 
 /* The library's own instance of each section. */
-static int try_section(struct percpu__request *r)
+static int try_section(struct percpu__task *task)
 {
-	enum percpu__by by = (enum percpu__by)r->by;
+	struct percpu__request *r = (struct percpu__request *)(void *)task;
+	enum percpu__by by = (enum percpu__by)task->by;
 	enum percpu__order order = (enum percpu__order)r->order;
 
 	(void)by, (void)order;
 	switch ((enum percpu__section)r->section) {
 	case PERCPU__ADD:
-		return TRY(percpu__try_add(r->object, r->desired, by, order));
+		return TRY(percpu__try_add(task->object, r->desired, by, order));
 	case PERCPU__ADD_OFFSET:
-		return TRY(percpu__try_add_offset(r->object, r->second, r->desired, by, order));
+		return TRY(percpu__try_add_offset(task->object, r->second, r->desired, by, order));
 	case PERCPU__STORE_EQ:
-		return TRY(percpu__try_store_if_eq(r->object, r->expected, r->desired, by, order));
+		return TRY(percpu__try_store_if_eq(task->object, r->expected, r->desired, by, order));
 	case PERCPU__STORE_EQ2:
-		return TRY(percpu__try_store_if_eq2(r->object, r->expected, r->second, r->expected2, r->desired, by,
+		return TRY(percpu__try_store_if_eq2(task->object, r->expected, r->second, r->expected2, r->desired, by,
 						    order));
 	case PERCPU__COPY:
-		return TRY(percpu__try_copy_store(r->object, r->expected, r->dst, r->second, r->len, r->desired, by,
+		return TRY(percpu__try_copy_store(task->object, r->expected, r->dst, r->second, r->len, r->desired, by,
 						  order));
 	case PERCPU__PUSH_LINK:
-		return TRY(percpu__try_push(r->object, PERCPU__GATE_DISTANCE(r->object, by), r->desired, r->dst, by,
-					    order));
+		return TRY(percpu__try_push(task->object, PERCPU__GATE_DISTANCE(task->object, by), r->desired, r->dst,
+					    by, order));
 	case PERCPU__FOLLOW_NE:
-		r->out = TRY_WORD(percpu__try_follow(r->object, PERCPU__GATE_DISTANCE(r->object, by), r->expected,
+		r->out = TRY_WORD(percpu__try_follow(task->object, PERCPU__GATE_DISTANCE(task->object, by), r->expected,
 						     (ptrdiff_t)r->len, by, order));
 		return r->out == PERCPU__LEFT_WORD ? PERCPU__LEFT : PERCPU__DONE;
 	}
@@ -55,9 +56,10 @@ static int try_section(struct percpu__request *r)
 }
 
 /* The same on one copy, whose gate the caller holds. */
-static int do_plainly(struct percpu__request *r, unsigned index)
+static int do_plainly(struct percpu__task *task, unsigned index)
 {
-	uint64_t *object = percpu_ptr((uint64_t *)r->object, index);
+	struct percpu__request *r = (struct percpu__request *)(void *)task;
+	uint64_t *object = percpu_ptr((uint64_t *)task->object, index);
 
 	switch ((enum percpu__section)r->section) {
 	case PERCPU__ADD:
@@ -107,54 +109,61 @@ static unsigned current_index(unsigned by)
 	return index <= percpu__remainder ? index : percpu__remainder;
 }
 
-static int under_gate(struct percpu__request *r)
+static int under_gate(struct percpu__task *task)
 {
-	struct percpu_gate gate = { .base = percpu__base_of(r->object),
+	struct percpu_gate gate = { .base = percpu__base_of(task->object),
 				    .index = percpu__remainder,
-				    .kinds = percpu__kind(r->by) };
+				    .kinds = percpu__kind(task->by) };
 	const struct percpu__private *me = &percpu__private;
 	int rc;
 
 	if (percpu__mode() == PERCPU_MODE_NONE) {
 		percpu__gate_lock_any(&gate);
-		rc = do_plainly(r, gate.index);
+		rc = task->plainly(task, gate.index);
 		percpu__gate_unlock_any(&gate);
 		return rc;
 	}
 	if (me->state == PERCPU__REGISTERED && (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
-		gate.index = current_index(r->by);
+		gate.index = current_index(task->by);
 	/* Who cannot fence any more goes to the remainder too, which needs none. */
 	if (gate.index == percpu__remainder || percpu__gates_lock(&gate, 1, false))
 		percpu__gate_lock_remainder(&gate);
-	rc = do_plainly(r, gate.index);
+	rc = task->plainly(task, gate.index);
 	percpu__gates_unlock(&gate, 1, false);
 	return rc;
 }
 
-int percpu__slow(struct percpu__request *r)
+int percpu__slow_task(struct percpu__task *task)
 {
 	int rc;
 
 	if (!runs_sections())
-		return under_gate(r);
+		return under_gate(task);
 	for (int i = 0; i < PERCPU_ABORT_BUDGET; i++) {
-		struct percpu__header *header = percpu__header_of(percpu__base_of(r->object), current_index(r->by));
+		struct percpu__header *header =
+			percpu__header_of(percpu__base_of(task->object), current_index(task->by));
 
-		rc = try_section(r);
+		rc = task->attempt(task);
 		if (rc != PERCPU__LEFT)
 			return rc;
-		percpu__gate_wait_open(r->by == PERCPU__BY_CPU ? &header->by_cpu : &header->by_id);
+		percpu__gate_wait_open(task->by == PERCPU__BY_CPU ? &header->by_cpu : &header->by_id);
 	}
-	return under_gate(r);
+	return under_gate(task);
+}
+
+static int run(struct percpu__request *request)
+{
+	request->task.attempt = try_section;
+	request->task.plainly = do_plainly;
+	return percpu__slow_task(&request->task);
 }
 
 void percpu__slow_add(uint64_t *p, uint64_t n, enum percpu__by by, enum percpu__order order)
 {
-	percpu__slow(&(struct percpu__request){ .section = PERCPU__ADD,
-						.by = (unsigned char)by,
-						.order = (unsigned char)order,
-						.object = p,
-						.desired = n });
+	run(&(struct percpu__request){ .section = PERCPU__ADD,
+				       .task = { .object = p, .by = (unsigned char)by },
+				       .order = (unsigned char)order,
+				       .desired = n });
 }
 
 void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by)
@@ -175,72 +184,66 @@ void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by)
 void percpu__slow_add_offset(uint64_t *p, const ptrdiff_t *offset, uint64_t n, enum percpu__by by,
 			     enum percpu__order order)
 {
-	percpu__slow(&(struct percpu__request){ .section = PERCPU__ADD_OFFSET,
-						.by = (unsigned char)by,
-						.order = (unsigned char)order,
-						.object = p,
-						.second = offset,
-						.desired = n });
+	run(&(struct percpu__request){ .section = PERCPU__ADD_OFFSET,
+				       .task = { .object = p, .by = (unsigned char)by },
+				       .order = (unsigned char)order,
+				       .second = offset,
+				       .desired = n });
 }
 
 int percpu__slow_store_if_eq(uint64_t *p, uint64_t expected, uint64_t desired, enum percpu__by by,
 			     enum percpu__order order)
 {
-	return percpu__slow(&(struct percpu__request){ .section = PERCPU__STORE_EQ,
-						       .by = (unsigned char)by,
-						       .order = (unsigned char)order,
-						       .object = p,
-						       .expected = expected,
-						       .desired = desired });
+	return run(&(struct percpu__request){ .section = PERCPU__STORE_EQ,
+					      .task = { .object = p, .by = (unsigned char)by },
+					      .order = (unsigned char)order,
+					      .expected = expected,
+					      .desired = desired });
 }
 
 int percpu__slow_store_if_eq2(uint64_t *p, uint64_t expected, const uint64_t *q, uint64_t expected2, uint64_t desired,
 			      enum percpu__by by, enum percpu__order order)
 {
-	return percpu__slow(&(struct percpu__request){ .section = PERCPU__STORE_EQ2,
-						       .by = (unsigned char)by,
-						       .order = (unsigned char)order,
-						       .object = p,
-						       .expected = expected,
-						       .second = q,
-						       .expected2 = expected2,
-						       .desired = desired });
+	return run(&(struct percpu__request){ .section = PERCPU__STORE_EQ2,
+					      .task = { .object = p, .by = (unsigned char)by },
+					      .order = (unsigned char)order,
+					      .expected = expected,
+					      .second = q,
+					      .expected2 = expected2,
+					      .desired = desired });
 }
 
 int percpu__slow_copy_store(uint64_t *p, uint64_t expected, void *dst, const void *src, size_t len, uint64_t desired,
 			    enum percpu__by by, enum percpu__order order)
 {
-	return percpu__slow(&(struct percpu__request){ .section = PERCPU__COPY,
-						       .by = (unsigned char)by,
-						       .order = (unsigned char)order,
-						       .object = p,
-						       .expected = expected,
-						       .dst = dst,
-						       .second = src,
-						       .len = len,
-						       .desired = desired });
+	return run(&(struct percpu__request){ .section = PERCPU__COPY,
+					      .task = { .object = p, .by = (unsigned char)by },
+					      .order = (unsigned char)order,
+					      .expected = expected,
+					      .dst = dst,
+					      .second = src,
+					      .len = len,
+					      .desired = desired });
 }
 
 uintptr_t percpu__slow_follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset, enum percpu__by by,
 			      enum percpu__order order)
 {
 	struct percpu__request request = { .section = PERCPU__FOLLOW_NE,
-					   .by = (unsigned char)by,
+					   .task = { .object = p, .by = (unsigned char)by },
 					   .order = (unsigned char)order,
-					   .object = p,
 					   .expected = nil,
 					   .len = (size_t)offset };
 
-	percpu__slow(&request);
+	run(&request);
 	return request.out;
 }
 
 void percpu__slow_push(uintptr_t *p, uintptr_t word, uintptr_t *link, enum percpu__by by, enum percpu__order order)
 {
-	percpu__slow(&(struct percpu__request){ .section = PERCPU__PUSH_LINK,
-						.by = (unsigned char)by,
-						.order = (unsigned char)order,
-						.object = p,
-						.desired = word,
-						.dst = link });
+	run(&(struct percpu__request){ .section = PERCPU__PUSH_LINK,
+				       .task = { .object = p, .by = (unsigned char)by },
+				       .order = (unsigned char)order,
+				       .desired = word,
+				       .dst = link });
 }

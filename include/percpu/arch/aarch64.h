@@ -54,6 +54,7 @@
 #define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "], x15]\n\tadd x14, x14, x15\n\t" /* x15 is the gate: 0 */
 #define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "ldr x15, [x14, %[" dist "]]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
+#define PERCPU__A_NONZERO(addr, l)    "ldar w15, [%[" addr "]]\n\tcbnz w15, " l "\n\t"
 #define PERCPU__A_LOAD                "ldr x15, [x14]\n\t"
 #define PERCPU__A_SAVE(addr)          "str x15, [%[" addr "]]\n\t"
 #define PERCPU__A_LOAD_OUT(out)       "ldr %[" out "], [x14]\n\t"

@@ -53,6 +53,7 @@
 #define PERCPU__A_ADVANCE(off)        "addq (%[" off "]), %%rax\n\t"
 #define PERCPU__A_NE(val, l)          "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
+#define PERCPU__A_NONZERO(addr, l)    "cmpl $0, (%[" addr "])\n\tjne " l "\n\t"
 #define PERCPU__A_LOAD                "movq (%%rax), %%rcx\n\t"
 #define PERCPU__A_SAVE(addr)          "movq %%rcx, (%[" addr "])\n\t"
 #define PERCPU__A_LOAD_OUT(out)       "movq (%%rax), %[" out "]\n\t"
