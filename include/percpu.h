@@ -10,6 +10,7 @@
 #include <percpu/ops.h>
 #include <percpu/opv.h>
 #include <percpu/counter.h>
+#include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/stack.h>
 

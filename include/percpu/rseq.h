@@ -36,11 +36,22 @@ struct percpu__rseq {
 	uint32_t slice_ctrl;
 };
 
-/*
- * The area that the calling thread's sections use. One pointer, so that it always changes as a whole: either the area
- * that the kernel serves for this very task, or a stand-in. Written only by its own thread (in src/rseq).
- */
-extern PERCPU_API __thread struct percpu__rseq *percpu__self __attribute__((tls_model("initial-exec")));
+/* What sections need to know of the calling thread. Written only by it. */
+struct percpu__thread {
+	/*
+	 * The area that its sections use. One pointer, so that it always changes as a whole: either the area that the kernel
+	 * serves for this very task, or a stand-in (in src/rseq).
+	 */
+	struct percpu__rseq *self;
+	/*
+	 * What an abort of a section in C needs to get back to its caller (<percpu/csection.h>): the stack pointer, and what
+	 * the port says. The stack pointer is not 0 while the thread is in such a section; at the begin of one that means that
+	 * this is a signal handler which interrupted one: it goes out of line, where that one's words are put aside.
+	 */
+	uintptr_t c_stack, c_saved[3];
+};
+extern PERCPU_API __thread struct percpu__thread percpu__thread __attribute__((tls_model("initial-exec")));
+#define percpu__self (percpu__thread.self)
 
 /* Decided once, before the first area exists. */
 extern PERCPU_API uint32_t

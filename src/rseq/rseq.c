@@ -53,7 +53,8 @@ extern const unsigned int __rseq_size __attribute__((weak));
 struct percpu__rseq percpu__newcomer = { .cpu_id_start = ~0U, .node_id = ~0U };
 
 /* The attribute counts at the definition too: no call of __tls_get_addr, which may allocate, on any path. */
-__thread struct percpu__rseq *percpu__self __attribute__((tls_model("initial-exec"))) = &percpu__newcomer;
+__thread struct percpu__thread percpu__thread
+	__attribute__((tls_model("initial-exec"))) = { .self = &percpu__newcomer };
 __thread struct percpu__private percpu__private
 	__attribute__((tls_model("initial-exec"))) = { .own = { .cpu_id_start = ~0U, .cpu_id = ~0U } };
 struct percpu__process percpu__process;

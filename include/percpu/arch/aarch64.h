@@ -108,4 +108,55 @@
 #define PERCPU__SVE_REGISTERS
 #endif
 
+/*
+ * Sections in C (<percpu/csection.h>). The caller leaves in percpu__thread what an abort in the body has to put back and
+ * the compiler cannot be asked to save: the stack pointer, x29 and x19, which address frames, and where to return to.
+ */
+#define PERCPU__C_CALL(entry, object, argument, index, slot)                                                           \
+	do {                                                                                                           \
+		register uintptr_t percpu__x0 __asm__("x0") = (uintptr_t)(object);                                     \
+		register uintptr_t percpu__x1 __asm__("x1") = (uintptr_t)(argument);                                   \
+		register uintptr_t percpu__x2 __asm__("x2") = (uintptr_t)percpu__self;                                 \
+		register uintptr_t percpu__x3 __asm__("x3") = (index);                                                 \
+		register uintptr_t percpu__x4 __asm__("x4") = (uintptr_t)&percpu__thread;                              \
+		register uintptr_t percpu__x5 __asm__("x5") = (uintptr_t)(entry);                                      \
+		__asm__ __volatile__("mov x6, sp\n\tadr x7, 1f\n\tstp x6, x29, [x4, #8]\n\tstp x19, x7, [x4, #24]\n\t" \
+				     "blr x5\n1:"                                                                      \
+				     : "+r"(percpu__x0), "+r"(percpu__x1), "+r"(percpu__x2), "+r"(percpu__x3),         \
+				       "+r"(percpu__x4), "+r"(percpu__x5)                                              \
+				     :                                                                                 \
+				     : "memory", "cc", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14",      \
+				       "x15", "x16", "x17", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27",    \
+				       "x28", "x30", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9",       \
+				       "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20",    \
+				       "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30",           \
+				       "v31" PERCPU__SVE_REGISTERS);                                                   \
+		(slot) = percpu__x0;                                                                                   \
+	} while (0)
+
+#define PERCPU__SYMBOL_OPERAND(function) "S"(function)
+/*
+ * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name. Out: x0 the slot. In: x0 object, x1 argument, x2
+ * thread's area, x3 offset of the index in it. The gate word, 0, is added to the address that the body gets: see
+ * PERCPU__A_LOCATE. The store releases, for the body's private writes that it makes visible.
+ */
+#define PERCPU__A_TAIL(name)                                                                                           \
+	".subsection 1\n5:\n\thint #34\n\tadrp x9, 3f\n\tadd x9, x9, :lo12:3f\n\tstr x9, [x2, #8]\n\t"                 \
+	"ldr w9, [x2, x3]\n\tadd x0, x0, x9, lsl #20\n\tand x9, x0, #~0xfffff\n\t"                                     \
+	"ldr w9, [x9, #%c[gate]]\n\tcbnz w9, 6f\n\tadd x0, x0, x9\n\t"                                                 \
+	"str x30, [sp, #-16]!\n\tbl %[body]\n\tldr x30, [sp], #16\n\tcbz x0, 2f\n\t"                                   \
+	"stlr x1, [x0]\n"                                                                                              \
+	"2:\n\tret\n"                                                                                                  \
+	"6:\n\tmov x0, #1\n\tret\n\t" PERCPU__SIGNATURE_ASM                                                            \
+	"4:\n\tadrp x9, :gottprel:percpu__thread\n\tldr x9, [x9, #:gottprel_lo12:percpu__thread]\n\t"                  \
+	"mrs x10, tpidr_el0\n\tadd x9, x9, x10\n\tldp x10, x29, [x9, #8]\n\tldp x19, x30, [x9, #24]\n\t"               \
+	"mov sp, x10\n\tb 6b\n\t"                                                                                      \
+	".pushsection .rodata.percpu_names, \"aMS\", %%progbits, 1\n7:\n\t.asciz \"" name "\"\n\t.popsection\n\t"      \
+	".pushsection __rseq_cs, \"aw\", %%progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                               \
+	".quad %[body], 2b - %[body], 4b\n\t.popsection\n\t"                                                           \
+	".pushsection __percpu_c_sections, \"aw\", %%progbits\n\t.balign 32\n\t"                                       \
+	".quad %[body], 5b, 3b, 7b\n\t.popsection\n\t"                                                                 \
+	".pushsection __rseq_exit_point_array, \"aw\", %%progbits\n\t.balign 8\n\t"                                    \
+	".quad %[body], 6b\n\t.popsection\n\t.subsection 0\n\t"
+
 #endif

@@ -37,7 +37,7 @@
 #define PERCPU__SELF_OPERAND                                                                                           \
 	__extension__({                                                                                                \
 		uintptr_t percpu__distance;                                                                            \
-		__asm__("movq percpu__self@gottpoff(%%rip), %0" : "=r"(percpu__distance));                             \
+		__asm__("movq percpu__thread@gottpoff(%%rip), %0" : "=r"(percpu__distance));                           \
 		percpu__distance;                                                                                      \
 	})
 /* T0 = object + (index << stride); leave if the gate word of this copy is not 0. Total store order does the rest. */
@@ -103,5 +103,56 @@
 #else
 #define PERCPU__AVX512_REGISTERS
 #endif
+
+/*
+ * Sections in C (<percpu/csection.h>). The caller leaves in percpu__thread what an abort in the body has to put back and the
+ * compiler cannot be asked to save: the stack pointer, rbp and rbx, which address frames, and where to go on. All else is
+ * clobbered. To jump there and back costs less than a call and a return, and keeps the stack aligned for the body. Who uses
+ * this must also contain an ordinary call: then the compiler keeps nothing below the stack pointer.
+ */
+#define PERCPU__C_CALL(entry, object, argument, index, slot)                                                           \
+	do {                                                                                                           \
+		void *percpu__di = (object), *percpu__si = (argument);                                                 \
+		uintptr_t percpu__c = (index), percpu__d;                                                              \
+		register void *percpu__r8 __asm__("r8") = (entry);                                                     \
+		__asm__("movq percpu__thread@gottpoff(%%rip), %0" : "=r"(percpu__d));                                  \
+		__asm__ __volatile__(                                                                                  \
+			"leaq 1f(%%rip), %%r12\n\tmovq %%rsp, %%fs:8(%%rdx)\n\tmovq %%rbp, %%fs:16(%%rdx)\n\t"         \
+			"movq %%rbx, %%fs:24(%%rdx)\n\tmovq %%r12, %%fs:32(%%rdx)\n\tjmp *%%r8\n1:\n\t" PERCPU__ENDBR  \
+			: "=&a"(slot), "+D"(percpu__di), "+S"(percpu__si), "+d"(percpu__d), "+c"(percpu__c),           \
+			  "+r"(percpu__r8)                                                                             \
+			:                                                                                              \
+			: "memory", "cc", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1", "xmm2",      \
+			  "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",  \
+			  "xmm14", "xmm15" PERCPU__AVX512_REGISTERS);                                                  \
+	} while (0)
+
+#ifdef __CET__
+#define PERCPU__ENDBR "endbr64\n\t"
+#else
+#define PERCPU__ENDBR
+#endif
+#define PERCPU__SYMBOL_OPERAND(function) "i"(function)
+/*
+ * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name. In: rdi object, rsi argument, rcx offset of the index in
+ * the thread's area, rdx distance of percpu__thread from the thread pointer, r12 where to go on, which a body that returns
+ * preserves. Out: rax the slot.
+ */
+#define PERCPU__A_TAIL(name)                                                                                           \
+	".subsection 1\n5:\n\t" PERCPU__ENDBR "movq %%fs:(%%rdx), %%rax\n\tleaq 3f(%%rip), %%rdx\n\t"                  \
+	"movq %%rdx, 8(%%rax)\n\tmovl (%%rax,%%rcx), %%eax\n\tshlq $20, %%rax\n\taddq %%rax, %%rdi\n\t"                \
+	"movq %%rdi, %%rdx\n\tandq $-0x100000, %%rdx\n\tcmpl $0, %c[gate](%%rdx)\n\tjne 6f\n\t"                        \
+	"call %P[body]\n\ttestq %%rax, %%rax\n\tje 2f\n\tmovq %%rdx, (%%rax)\n"                                        \
+	"2:\n\tjmp *%%r12\n"                                                                                           \
+	"6:\n\tmovl $1, %%eax\n\tjmp *%%r12\n\t" PERCPU__SIGNATURE_ASM                                                 \
+	"4:\n\tmovq percpu__thread@gottpoff(%%rip), %%rax\n\tmovq %%fs:8(%%rax), %%rsp\n\t"                            \
+	"movq %%fs:16(%%rax), %%rbp\n\tmovq %%fs:24(%%rax), %%rbx\n\tmovq %%fs:32(%%rax), %%r12\n\temms\n\tjmp 6b\n\t" \
+	".pushsection .rodata.percpu_names, \"aMS\", @progbits, 1\n7:\n\t.asciz \"" name "\"\n\t.popsection\n\t"       \
+	".pushsection __rseq_cs, \"aw\", @progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                                \
+	".quad %P[body], 2b - %P[body], 4b\n\t.popsection\n\t"                                                         \
+	".pushsection __percpu_c_sections, \"aw\", @progbits\n\t.balign 32\n\t"                                        \
+	".quad %P[body], 5b, 3b, 7b\n\t.popsection\n\t"                                                                \
+	".pushsection __rseq_exit_point_array, \"aw\", @progbits\n\t.balign 8\n\t"                                     \
+	".quad %P[body], 6b\n\t.popsection\n\t.subsection 0\n\t"
 
 #endif
