@@ -13,5 +13,6 @@
 #include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/stack.h>
+#include <percpu/seqdata.h>
 
 #endif

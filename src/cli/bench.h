@@ -86,6 +86,7 @@ extern const struct bench bench_cpu_number, bench_counter_add, bench_histogram_r
 	bench_slow_path;                          /* bench_words.c */
 extern const struct bench bench_stack_pair;       /* bench_stack.c */
 extern const struct bench bench_fence, bench_opv; /* bench_gate.c */
+extern const struct bench bench_seqdata_read;     /* bench_seqdata.c */
 
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */

@@ -23,6 +23,7 @@
 uint32_t percpu__fork_word;
 uintptr_t percpu__forker;
 uint32_t percpu__cold_word;
+uint32_t percpu__fork_count;
 
 static uint32_t child_id;
 static uint32_t one_fork; /* a lock: the forking thread has it from prepare to resume */
@@ -108,6 +109,7 @@ static void in_child(void)
 
 	percpu__block_signals(&saved);
 	child_id = percpu__task_id();
+	percpu__fork_count++;
 	if (nested) {
 		nested--;
 	} else {

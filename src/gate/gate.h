@@ -46,5 +46,7 @@ PERCPU_HIDDEN void percpu__gate_reset(struct percpu__gate *gate, uint32_t new_id
 
 /* 1 while a fork is under way; threads wait on it. Written by fork.c. */
 extern PERCPU_HIDDEN uint32_t percpu__fork_word;
+/* How many forks lie between the first process and this one: what a lock's holder of another number held is free. */
+extern PERCPU_HIDDEN uint32_t percpu__fork_count;
 
 #endif

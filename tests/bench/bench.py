@@ -22,6 +22,7 @@ NAMES = {
     "fence": {"percpu", "percpu_cpu", "membarrier_syscall", "membarrier_private_expedited",
               "membarrier_global_expedited"},
     "opv": {"percpu", "mutex"},
+    "seqdata_read": {"percpu", "plain", "version", "cached", "seqlock", "rwlock", "mutex"},
     "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
 }
 

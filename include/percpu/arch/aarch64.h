@@ -80,6 +80,13 @@
 #define PERCPU__A_STORE_T            "str x15, [x14]\n"
 #define PERCPU__A_STORE_T_RELEASE    "stlr x15, [x14]\n"
 
+/* Not in a section: 64 bytes that others may be writing, as the reader finds out afterwards. Vectors, and no C access. */
+#define PERCPU__COPY_LINE(to, from)                                                                                    \
+	__asm__ __volatile__("ldp q0, q1, [%2]\n\tldp q2, q3, [%2, #32]\n\tstp q0, q1, [%1]\n\tstp q2, q3, [%1, #32]"  \
+			     : "=m"(*(char(*)[64])(to))                                                                \
+			     : "r"(to), "r"(from), "m"(*(const char(*)[64])(from))                                     \
+			     : "v0", "v1", "v2", "v3")
+
 /*
  * A call that the compiler sees as an instruction which changes registers but no memory of the program, so that what it
  * keeps in registers across a counter's addition stays there.

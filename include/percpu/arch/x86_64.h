@@ -84,6 +84,15 @@
 #define PERCPU__A_STORE_T            "movq %%rcx, (%%rax)\n"
 #define PERCPU__A_STORE_T_RELEASE    PERCPU__A_STORE_T
 
+/* Not in a section: 64 bytes that others may be writing, as the reader finds out afterwards. Vectors, and no C access. */
+#define PERCPU__COPY_LINE(to, from)                                                                                    \
+	__asm__ __volatile__("movups (%2), %%xmm0\n\tmovups 16(%2), %%xmm1\n\tmovups 32(%2), %%xmm2\n\t"               \
+			     "movups 48(%2), %%xmm3\n\tmovups %%xmm0, (%1)\n\tmovups %%xmm1, 16(%1)\n\t"               \
+			     "movups %%xmm2, 32(%1)\n\tmovups %%xmm3, 48(%1)"                                          \
+			     : "=m"(*(char(*)[64])(to))                                                                \
+			     : "r"(to), "r"(from), "m"(*(const char(*)[64])(from))                                     \
+			     : "xmm0", "xmm1", "xmm2", "xmm3")
+
 /*
  * A call that the compiler sees as an instruction which changes registers but no memory of the program, so that what it
  * keeps in registers across a counter's addition stays there. The callee aligns the stack itself (src/gate/cold.c). Who
