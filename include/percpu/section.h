@@ -77,9 +77,13 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
 #define PERCPU__LEAVE                                                                                                  \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_JUMP("%l[left]") PERCPU__A_COLD_END
+/* Where a section may go beside its end and its abort label: by the convention of debuggers, who stop there, and linters. */
+#define PERCPU__EXIT(to)                                                                                               \
+	".pushsection __rseq_exit_point_array, \"aw?\", @progbits\n\t.balign 8\n\t"                                  \
+	PERCPU__A_POINTER("1b") PERCPU__A_POINTER(to) ".popsection\n\t"
 /* For sections that may find that there is nothing to do: they go to 11. */
 #define PERCPU__LEAVE_DIFFERS                                                                                          \
-	PERCPU__LEAVE PERCPU__A_COLD "11:\n\t" PERCPU__A_JUMP("%l[differs]") PERCPU__A_COLD_END
+	PERCPU__LEAVE PERCPU__A_COLD "11:\n\t" PERCPU__A_JUMP("%l[differs]") PERCPU__A_COLD_END PERCPU__EXIT("11b")
 #define PERCPU__LEAVE_WORD                                                                                             \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_SET("out", "1") PERCPU__A_JUMP("2b")          \
 	PERCPU__A_COLD_END

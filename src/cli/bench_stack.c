@@ -191,7 +191,7 @@ static inline __attribute__((always_inline)) uint32_t outside_cpu(struct outside
 }
 
 #define OUTSIDE_POP_BY(prefix, head_text, head_operand)                                                                \
-	__asm__ __volatile__ goto(OUTSIDE_ENTER(prefix) OUTSIDE_POP(head_text) OUTSIDE_LEAVE                           \
+	__asm__ __volatile__ goto(OUTSIDE_ENTER(prefix) OUTSIDE_POP(head_text) OUTSIDE_LEAVE PERCPU__EXIT("%l[empty]") \
 				  :                                                                                    \
 				  : [area] "r"(self.operand), [cpu] "r"(cpu), [head] head_operand, [load] "r"(&load)   \
 				  : "memory", PERCPU__SCRATCH                                                          \
