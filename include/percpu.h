@@ -12,6 +12,7 @@
 #include <percpu/counter.h>
 #include <percpu/csection.h>
 #include <percpu/histogram.h>
+#include <percpu/runqueue.h>
 #include <percpu/stack.h>
 #include <percpu/seqdata.h>
 

@@ -35,6 +35,9 @@ PERCPU_HIDDEN void percpu__gate_lock_remainder(struct percpu_gate *gate);
 PERCPU_HIDDEN void percpu__gate_lock_any(struct percpu_gate *gate);
 PERCPU_HIDDEN void percpu__gate_unlock_any(struct percpu_gate *gate);
 
+/* The index that the calling thread's next operation on its own copy will most likely work on. */
+PERCPU_HIDDEN unsigned percpu__usual_index(unsigned by);
+
 /* A section found this gate closed: waits for it to open, a bounded number of times. */
 PERCPU_HIDDEN void percpu__gate_wait_open(struct percpu__gate *gate);
 /* Waits until nobody is in the middle of several changes under this gate. */

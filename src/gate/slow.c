@@ -109,12 +109,20 @@ static unsigned current_index(unsigned by)
 	return index <= percpu__remainder ? index : percpu__remainder;
 }
 
+unsigned percpu__usual_index(unsigned by)
+{
+	const struct percpu__private *me = &percpu__private;
+
+	if (percpu__mode() == PERCPU_MODE_NONE)
+		return me->spread;
+	if (me->state == PERCPU__REGISTERED && (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
+		return current_index(by);
+	return percpu__remainder;
+}
+
 static int under_gate(struct percpu__task *task)
 {
-	struct percpu_gate gate = { .base = percpu__base_of(task->object),
-				    .index = percpu__remainder,
-				    .kinds = percpu__kind(task->by) };
-	const struct percpu__private *me = &percpu__private;
+	struct percpu_gate gate = { .base = percpu__base_of(task->object), .kinds = percpu__kind(task->by) };
 	int rc;
 
 	if (percpu__mode() == PERCPU_MODE_NONE) {
@@ -123,8 +131,7 @@ static int under_gate(struct percpu__task *task)
 		percpu__gate_unlock_any(&gate);
 		return rc;
 	}
-	if (me->state == PERCPU__REGISTERED && (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
-		gate.index = current_index(task->by);
+	gate.index = percpu__usual_index(task->by);
 	/* Who cannot fence any more goes to the remainder too, which needs none. */
 	if (gate.index == percpu__remainder || percpu__gates_lock(&gate, 1, false))
 		percpu__gate_lock_remainder(&gate);

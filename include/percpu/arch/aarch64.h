@@ -72,6 +72,21 @@
 	"9:\n\ttbz w11, #0, 10f\n\tldrb w12, [x10]\n\tstrb w12, [x9]\n"                                                \
 	"10:\n\t"
 
+/*
+ * Words at small distances from a base register, for sections that follow links: T0 = this copy, T1, T2 = scratch.
+ * PERCPU__A_NULL_LAST makes T1 null if the operand is the word at that distance from T0; T2 is lost.
+ */
+#define PERCPU__SCRATCH_LINKS            PERCPU__SCRATCH
+#define PERCPU__T0                       "x14"
+#define PERCPU__T1                       "x15"
+#define PERCPU__T2                       "x13"
+#define PERCPU__A_GET(to, base, at)      "ldr " to ", [" base ", #" at "]\n\t"
+#define PERCPU__A_SET_AT(from, base, at) "str " from ", [" base ", #" at "]\n\t"
+#define PERCPU__A_UP(reg, by)            "add " reg ", " reg ", #" by "\n\t"
+#define PERCPU__A_DOWN(reg, by)          "sub " reg ", " reg ", #" by "\n\t"
+#define PERCPU__A_IF_NULL(reg, l)        "cbz " reg ", " l "\n\t"
+#define PERCPU__A_NULL_LAST(out, at)     "ldr x13, [x14, #" at "]\n\tcmp %[" out "], x13\n\tcsel x15, xzr, x15, eq\n\t"
+
 /* Commits: one instruction that stores, and nothing after it. */
 #define PERCPU__A_ADD(val)           "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstr x15, [x14]\n"
 #define PERCPU__A_ADD_RELEASE(val)   "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstlr x15, [x14]\n"

@@ -76,6 +76,21 @@
 	"9:\n\ttestb $1, %%r8b\n\tjz 10f\n\tmovzbl (%%rdx), %%r9d\n\tmovb %%r9b, (%%rcx)\n"                            \
 	"10:\n\t"
 
+/*
+ * Words at small distances from a base register, for sections that follow links: T0 = this copy, T1, T2 = scratch.
+ * PERCPU__A_NULL_LAST makes T1 null if the operand is the word at that distance from T0; T2 is lost.
+ */
+#define PERCPU__SCRATCH_LINKS            "rax", "rcx", "rdx", "cc"
+#define PERCPU__T0                       "%%rax"
+#define PERCPU__T1                       "%%rcx"
+#define PERCPU__T2                       "%%rdx"
+#define PERCPU__A_GET(to, base, at)      "movq " at "(" base "), " to "\n\t"
+#define PERCPU__A_SET_AT(from, base, at) "movq " from ", " at "(" base ")\n\t"
+#define PERCPU__A_UP(reg, by)            "addq $" by ", " reg "\n\t"
+#define PERCPU__A_DOWN(reg, by)          "subq $" by ", " reg "\n\t"
+#define PERCPU__A_IF_NULL(reg, l)        "testq " reg ", " reg "\n\tjz " l "\n\t"
+#define PERCPU__A_NULL_LAST(out, at)     "xorl %%edx, %%edx\n\tcmpq " at "(%%rax), %[" out "]\n\tcmoveq %%rdx, %%rcx\n\t"
+
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
 #define PERCPU__A_ADD(val)           "addq %[" val "], (%%rax)\n"
 #define PERCPU__A_ADD_RELEASE(val)   PERCPU__A_ADD(val)
