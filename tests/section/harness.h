@@ -84,6 +84,8 @@ enum { CELL, COUNTER, HISTOGRAM };
 extern const struct entry entries[];
 extern const unsigned entry_count;
 extern const bool must_be_wrong; /* they are there to be found out */
+/* How many sections the entries go through, where that is not every one in the program. */
+extern const unsigned only_sections __attribute__((weak));
 
 /* How the subject was made. */
 enum subject { NORMAL, FORCED_GATE, FORCED_REMAINDER, UNREGISTERED };
@@ -103,6 +105,8 @@ struct control {
 };
 extern struct control *control;
 
+/* A rival holds the gate: lets the subject go on, and gives it time to meet that. */
+void harness_held(void);
 /* The child's main function. Never returns. */
 void world_run(enum subject subject, int cpu) __attribute__((noreturn));
 /* Where the subject stops by itself. */

@@ -45,6 +45,7 @@ enum place { BEFORE, INSIDE, BEHIND };
 static unsigned long points, bad, never;
 static unsigned *wrong_of_entry; /* how often, for each entry */
 static bool **stood_at;          /* for each section, for each of its bytes */
+static bool *passed;             /* for each section */
 
 static bool inside(section *s, uintptr_t ip)
 {
@@ -229,6 +230,7 @@ static void test_section(struct pass *p)
 {
 	unsigned misses = 0;
 
+	passed[p->target - __start___rseq_cs] = true;
 	while (!find_steps(p))
 		if (misses++ == MOST_MISSES) {
 			missed(p, "the operation does not come by");
@@ -251,6 +253,8 @@ static void count_unreached(void)
 	uintptr_t begins[MOST_WIDTH];
 
 	for (section *s = __start___rseq_cs; s < __stop___rseq_cs; s++) {
+		if (&only_sections && !passed[s - __start___rseq_cs])
+			continue;
 		unsigned count = instructions(s->start, s->start + s->length, begins, MOST_WIDTH);
 
 		if (!count || count == MOST_WIDTH) {
@@ -265,6 +269,21 @@ static void count_unreached(void)
 			       (unsigned long)(begins[i] - s->start));
 		}
 	}
+}
+
+/* Where the program has others than those under test. */
+static void count_passed(size_t sections)
+{
+	unsigned count = 0;
+
+	if (!&only_sections)
+		return;
+	for (size_t i = 0; i < sections; i++)
+		count += passed[i];
+	if (count == only_sections)
+		return;
+	never++;
+	printf("the operations go through %u sections, not %u\n", count, only_sections);
 }
 
 static int report_control(void)
@@ -289,7 +308,8 @@ int main(int argc, char **argv)
 	instructions_from(argc > 1 ? argv[1] : NULL);
 	wrong_of_entry = calloc(entry_count, sizeof *wrong_of_entry);
 	stood_at = calloc(sections, sizeof *stood_at);
-	if (!p || !wrong_of_entry || !stood_at)
+	passed = calloc(sections, sizeof *passed);
+	if (!p || !wrong_of_entry || !stood_at || !passed)
 		return 1;
 	for (size_t i = 0; i < sections; i++) {
 		stood_at[i] = calloc(__start___rseq_cs[i].length, 1);
@@ -317,6 +337,7 @@ int main(int argc, char **argv)
 	if (must_be_wrong)
 		return report_control();
 	count_unreached();
+	count_passed(sections);
 	printf("sections %zu, trap points %lu, bad %lu, never reached %lu\n", sections, points, bad, never);
 	return bad || never;
 }

@@ -81,7 +81,7 @@ static void nap(void)
 	usleep(NAP);
 }
 
-static void held(void)
+void harness_held(void)
 {
 	sem_post(&control->done);
 	nap();
@@ -123,7 +123,7 @@ static void interfere_sum(enum interference how, unsigned index)
 	case UNDER_GATE:
 		must(percpu_gate_lock(call.p, index, &gate));
 		seen = load(t);
-		held();
+		harness_held();
 		store(t, seen + THEIRS);
 		percpu_gate_unlock(&gate);
 		break;
@@ -220,7 +220,7 @@ static void interfere_words(enum interference how, unsigned index)
 		must(percpu_gate_lock(cell, index, &gate));
 		seen = load(at);
 		rc = seen == w->from && load(by) == w->other;
-		held();
+		harness_held();
 		if (rc)
 			store(at, w->to);
 		percpu_gate_unlock(&gate);
@@ -330,7 +330,7 @@ static void interfere_copy(enum interference how, unsigned index)
 		rc = load(word) == from;
 		if (rc)
 			memcpy(bytes, theirs, length);
-		held();
+		harness_held();
 		if (rc)
 			store(word, to);
 		percpu_gate_unlock(&gate);
@@ -480,7 +480,7 @@ static void interfere_list(enum interference how, unsigned index, unsigned what)
 			node->is = LISTED;
 		}
 		if (held_gate)
-			held();
+			harness_held();
 		if (how == BY_VECTOR)
 			must(percpu_opv(ops, 2, index));
 		else
@@ -637,7 +637,7 @@ static void interfere_exchange(enum interference how, unsigned index)
 	case UNDER_GATE:
 		must(percpu_gate_lock(call.p, index, &gate));
 		was = load(word);
-		held();
+		harness_held();
 		store(word, mine);
 		percpu_gate_unlock(&gate);
 		break;
