@@ -51,14 +51,14 @@ PERCPU_BEGIN_DECLS
 #define PERCPU__C_ALONE __attribute__((noinline, used, no_builtin))
 #elif __GNUC__ >= 12
 #define PERCPU__C_PURE                                                                                                 \
-	__attribute__((no_stack_protector, no_instrument_function, no_profile_instrument_function, no_split_stack,     \
+	__attribute__((no_stack_protector, no_instrument_function, no_profile_instrument_function,                     \
 		       no_sanitize_coverage,                                                                           \
 		       no_sanitize("address,hwaddress,thread,undefined,pointer-compare,pointer-subtract")))
 #define PERCPU__C_ALONE __attribute__((noipa, used))
 #else
 #define PERCPU__C_PURE                                                                                                 \
 	__attribute__((optimize("no-stack-protector"), no_instrument_function, no_profile_instrument_function,         \
-		       no_split_stack, no_sanitize("address,thread,undefined")))
+		       no_sanitize("address,thread,undefined")))
 #define PERCPU__C_ALONE __attribute__((noipa, used))
 #endif
 
@@ -101,11 +101,12 @@ PERCPU_SECTION_INLINE struct percpu_commit percpu__commit(uint64_t *slot, uint64
 }
 
 typedef struct percpu_commit percpu__c_body(void *copy, void *argument);
+typedef void percpu__c_entry(void);
 
 /* Where the parts of one section in C stand; written by the assembler, one for each in the object. */
 struct percpu__c_record {
 	percpu__c_body *body;
-	void *entry;
+	percpu__c_entry *entry;
 	const void *descriptor;
 	const char *name;
 };
@@ -114,14 +115,14 @@ extern const struct percpu__c_record __start___percpu_c_sections[] __attribute__
 extern const struct percpu__c_record __stop___percpu_c_sections[] __attribute__((visibility("hidden"), weak));
 
 struct percpu__c_section {
-	void *entry; /* where the tail begins; percpu__c_leave until the first use has found it */
+	percpu__c_entry *entry; /* where the tail begins; percpu__c_leave until the first use has found it */
 	percpu__c_body *body;
 	const struct percpu__c_record *records, *records_end;
 	enum percpu__by by;
 };
 
 /* A tail that always leaves. */
-PERCPU_API void percpu__c_leave(void);
+PERCPU_API percpu__c_entry percpu__c_leave;
 /* Goes on where an attempt left; tells whether it committed. */
 PERCPU_API bool percpu__slow_c(struct percpu__c_section *section, void *object, void *argument) PERCPU__COLD;
 
@@ -130,7 +131,7 @@ PERCPU_API bool percpu__slow_c(struct percpu__c_section *section, void *object, 
 PERCPU__INLINE uintptr_t percpu__try_c(const struct percpu__c_section *section, void *object, void *argument,
 				       enum percpu__by by)
 {
-	void *entry = __atomic_load_n(&section->entry, __ATOMIC_RELAXED);
+	percpu__c_entry *entry = __atomic_load_n(&section->entry, __ATOMIC_RELAXED);
 	uintptr_t slot;
 
 	/* (This thread's handlers put back what they change, so this is known to be 0 behind another section.) */
@@ -187,7 +188,7 @@ PERCPU__INLINE uintptr_t percpu__try_c(const struct percpu__c_section *section, 
 		PERCPU__C_TAIL(name##__body, #name, by);                                                               \
 		return name##__written((type *)percpu__copy, (argument_type *)percpu__argument);                       \
 	}                                                                                                              \
-	static struct percpu__c_section name##__section = { (void *)percpu__c_leave, name##__body,                     \
+	static struct percpu__c_section name##__section = { percpu__c_leave, name##__body,                             \
 							    __start___percpu_c_sections, __stop___percpu_c_sections,   \
 							    by };                                                      \
 	PERCPU__INLINE bool name(type *copy, argument_type *argument)                                                  \

@@ -51,7 +51,7 @@ static __attribute__((noinline)) void find_entry(struct percpu__c_section *secti
 #ifdef PERCPU_NO_SECTIONS
 	(void)section;
 #else
-	if (__atomic_load_n(&section->entry, __ATOMIC_RELAXED) != (void *)percpu__c_leave || has_shadow_stack())
+	if (__atomic_load_n(&section->entry, __ATOMIC_RELAXED) != percpu__c_leave || has_shadow_stack())
 		return;
 	for (const struct percpu__c_record *r = section->records; r != section->records_end; r++)
 		if (r->body == section->body)

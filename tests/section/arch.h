@@ -19,6 +19,13 @@ typedef struct user_regs_struct machine_regs;
 #define TRAP_SIZE   1
 #define TRAP_PASSED 1 /* how far behind the trap's address a thread stops */
 #define FIXED_WIDTH 0 /* bytes of every instruction, or 0: ask a disassembler */
+#define NOP         0x90
+/* Instructions of the tail of a section in C until it is armed. */
+#ifdef __CET__
+#define C_ARMS 4
+#else
+#define C_ARMS 3
+#endif
 static inline uintptr_t regs_ip(const machine_regs *regs)
 {
 	return (uintptr_t)regs->rip;
@@ -37,6 +44,8 @@ typedef struct user_regs_struct machine_regs;
 #define TRAP_SIZE   4
 #define TRAP_PASSED 0
 #define FIXED_WIDTH 4
+#define C_ARMS      4
+#define NOP         0xd503201f
 static inline uintptr_t regs_ip(const machine_regs *regs)
 {
 	return (uintptr_t)regs->pc;

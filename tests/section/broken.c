@@ -3,6 +3,8 @@
  * The control of trap.c: sections that are broken on purpose, each in one way, and each of which looks right unless it is
  * interrupted at one certain instruction. Those that are right must not be found wrong.
  */
+#include <percpu/csection.h>
+
 #include "harness.h"
 
 #define NOINLINE static __attribute__((noinline))
@@ -59,6 +61,30 @@ BROKEN(ignores_the_gate, ARMED "1:\n\t" LOCATED PERCPU__A_ADD("all") PERCPU__LEA
 /* Publishes nothing. */
 BROKEN(never_armed, PERCPU__DESCRIPTOR "1:\n\t" LOCATED PERCPU__A_ADD("all") PERCPU__LEAVE, GATE)
 
+/* The same with bodies in C. */
+PERCPU_SECTION(add_in_c, uint64_t, word, struct call, c)
+{
+	return percpu_commit(word, *word + c->n);
+}
+
+PERCPU_SECTION(add_halves_in_c, uint64_t, word, struct call, c)
+{
+	*(volatile uint64_t *)word += c->n / 2;
+	return percpu_commit(word, *(volatile uint64_t *)word + c->n / 2);
+}
+
+NOINLINE void right_in_c(struct call *c)
+{
+	add_in_c(c->p, c);
+	c->rc = PERCPU__DONE;
+}
+
+NOINLINE void two_stores_in_c(struct call *c)
+{
+	add_halves_in_c(c->p, c);
+	c->rc = PERCPU__DONE;
+}
+
 /* Says that it was done when it was aborted. */
 NOINLINE void hides_its_abort(struct call *c)
 {
@@ -104,8 +130,9 @@ NOINLINE void rival_exchange(struct call *c)
 	}
 
 const struct entry entries[] = {
-	SUM(right_add), PUSH(right_push),      SUM(two_stores),  SUM(starts_late),     PUSH(ends_early),
-	SUM(ends_late), SUM(ignores_the_gate), SUM(never_armed), SUM(hides_its_abort),
+	SUM(right_add),       PUSH(right_push), SUM(two_stores),       SUM(starts_late),
+	PUSH(ends_early),     SUM(ends_late),   SUM(ignores_the_gate), SUM(never_armed),
+	SUM(hides_its_abort), SUM(right_in_c),  SUM(two_stores_in_c),
 };
 const unsigned entry_count = sizeof entries / sizeof *entries;
 const bool must_be_wrong = true;

@@ -23,6 +23,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <percpu/csection.h>
+
+#include "arch.h"
 #include "harness.h"
 
 #define MOST_STEPS  400 /* instructions that one pass through a section executes */
@@ -32,10 +35,23 @@
 
 typedef const struct percpu__descriptor section;
 
+/*
+ * Where a section's instructions begin to be executed, and how it is armed. Of one in assembly: the instruction in front of
+ * its range, and the first of it. One whose body is in C begins in its tail, which lies inside the range and behind the
+ * body: what comes before it is armed may abort, by the descriptor of its last use, or not.
+ */
+struct start {
+	uintptr_t before[8];
+	unsigned befores;
+	uintptr_t first;
+};
+static struct start *starts;
+
 /* One way through one section. */
 struct pass {
 	unsigned entry, which, path_length;
 	section *path[MOST_PATH], *target;
+	const struct start *start; /* the target's */
 	unsigned steps;
 	uintptr_t at[MOST_STEPS + 1];
 };
@@ -88,11 +104,24 @@ static void end_round(uintptr_t ip)
 		ip = go_on(0);
 }
 
+static bool on_path(const struct pass *p, section *s)
+{
+	for (unsigned i = 0; i < p->path_length; i++)
+		if (p->path[i] == s)
+			return true;
+	return false;
+}
+
+static uintptr_t first_of(section *s)
+{
+	return starts[s - __start___rseq_cs].first;
+}
+
 /* Runs to the target's first instruction, through the sections before it. */
 static bool reach(const struct pass *p, uintptr_t at, uintptr_t *ip)
 {
 	for (unsigned i = 0; i < p->path_length && p->path[i] != p->target; i++)
-		plant(p->path[i]->start);
+		plant(first_of(p->path[i]));
 	plant(at);
 	do
 		*ip = go_on(0);
@@ -109,10 +138,10 @@ static void find_path(struct pass *p)
 	p->path_length = 0;
 	begin(p, NOTHING);
 	for (section *s = __start___rseq_cs; s < __stop___rseq_cs; s++)
-		plant(s->start);
+		plant(first_of(s));
 	while (!is_parked(ip = go_on(0)))
 		for (section *s = __start___rseq_cs; s < __stop___rseq_cs; s++)
-			if (ip == s->start && p->path_length < MOST_PATH)
+			if (ip == first_of(s) && !on_path(p, s) && p->path_length < MOST_PATH)
 				p->path[p->path_length++] = s;
 	unplant_all();
 }
@@ -123,7 +152,7 @@ static bool find_steps(struct pass *p)
 	uintptr_t ip;
 
 	begin(p, NOTHING);
-	if (!reach(p, p->target->start, &ip)) {
+	if (!reach(p, p->start->first, &ip)) {
 		end_round(ip);
 		return false;
 	}
@@ -136,7 +165,7 @@ static bool find_steps(struct pass *p)
 	p->at[p->steps] = ip; /* behind the commit, or where it left */
 	end_round(ip);
 	if (control->wrong)
-		complain(p, p->target->start, NOTHING, control->wrong);
+		complain(p, p->start->first, NOTHING, control->wrong);
 	return true;
 }
 
@@ -152,10 +181,10 @@ static bool first_visit(const struct pass *p, unsigned step)
 static bool stand_at(const struct pass *p, enum place place, unsigned step, uintptr_t *ip)
 {
 	if (place == BEFORE)
-		return reach(p, instruction_before(p->target->start), ip);
+		return reach(p, p->start->before[step], ip);
 	if (first_visit(p, step))
 		return reach(p, p->at[step], ip);
-	if (!reach(p, p->target->start, ip))
+	if (!reach(p, p->start->first, ip))
 		return false;
 	arm(0);
 	for (unsigned i = 0; i < step; i++)
@@ -187,10 +216,10 @@ static bool interrupt(const struct pass *p, enum place place, unsigned step, enu
 		let_rival();
 	plant(s->abort);
 	if (place == BEFORE)
-		plant(s->start);
+		plant(p->start->first);
 	for (ip = go_on(signal); !is_parked(ip); ip = go_on(0)) {
 		aborted |= ip == s->abort;
-		if (ip == s->start && armed() != (uint64_t)(uintptr_t)s)
+		if (ip == p->start->first && armed() != (uint64_t)(uintptr_t)s)
 			complain(p, at, how, "interrupted in front of it, it then runs without being armed");
 	}
 	unplant_all();
@@ -240,11 +269,52 @@ static void test_section(struct pass *p)
 		missed(p, "it is too long");
 		return;
 	}
-	try_place(p, BEFORE, 0);
+	for (unsigned i = 0; i < p->start->befores; i++)
+		try_place(p, BEFORE, i);
 	for (unsigned step = 0; step < p->steps; step++)
 		try_place(p, INSIDE, step);
 	if (p->at[p->steps] == p->target->start + p->target->length)
 		try_place(p, BEHIND, p->steps);
+}
+
+/* The instructions of the tail of a section in C, from its entry until it is armed. */
+static void find_start_in_tail(section *s, uintptr_t entry)
+{
+	struct start *start = &starts[s - __start___rseq_cs];
+	uintptr_t at[sizeof start->before / sizeof *start->before];
+	unsigned count = instructions(entry, s->start + s->length, at, sizeof at / sizeof *at);
+
+	start->befores = 0;
+	while (start->befores < count && start->befores < C_ARMS) {
+		start->before[start->befores] = at[start->befores];
+		stood_at[s - __start___rseq_cs][at[start->befores++] - s->start] = true;
+	}
+	start->first = at[start->befores];
+}
+
+static void find_starts(void)
+{
+	for (section *s = __start___rseq_cs; s < __stop___rseq_cs; s++) {
+		struct start *start = &starts[s - __start___rseq_cs];
+
+		start->first = s->start;
+		start->before[0] = instruction_before(s->start);
+		start->befores = 1;
+	}
+	for (const struct percpu__c_record *r = __start___percpu_c_sections; r < __stop___percpu_c_sections; r++)
+		find_start_in_tail(r->descriptor, (uintptr_t)r->entry);
+}
+
+/* Compilers align what comes behind a jump; nobody comes by there. */
+static bool is_padding(uintptr_t at)
+{
+	const unsigned char *byte = (const unsigned char *)at;
+
+	if (FIXED_WIDTH)
+		return *(const uint32_t *)at == NOP;
+	while (*byte == 0x66 || *byte == 0x2e)
+		byte++;
+	return *byte == 0x90 || (byte[0] == 0x0f && byte[1] == 0x1f);
 }
 
 /* Instructions that no run stood at. */
@@ -262,7 +332,7 @@ static void count_unreached(void)
 			printf("cannot tell the instructions of the section at %#lx\n", (unsigned long)s->start);
 		}
 		for (unsigned i = 0; i < count; i++) {
-			if (stood_at[s - __start___rseq_cs][begins[i] - s->start])
+			if (stood_at[s - __start___rseq_cs][begins[i] - s->start] || is_padding(begins[i]))
 				continue;
 			never++;
 			printf("never reached: section at %#lx, its byte %lu\n", (unsigned long)s->start,
@@ -307,15 +377,17 @@ int main(int argc, char **argv)
 
 	instructions_from(argc > 1 ? argv[1] : NULL);
 	wrong_of_entry = calloc(entry_count, sizeof *wrong_of_entry);
+	starts = calloc(sections, sizeof *starts);
 	stood_at = calloc(sections, sizeof *stood_at);
 	passed = calloc(sections, sizeof *passed);
-	if (!p || !wrong_of_entry || !stood_at || !passed)
+	if (!p || !wrong_of_entry || !starts || !stood_at || !passed)
 		return 1;
 	for (size_t i = 0; i < sections; i++) {
 		stood_at[i] = calloc(__start___rseq_cs[i].length, 1);
 		if (!stood_at[i])
 			return 1;
 	}
+	find_starts();
 	tracer_start(NORMAL);
 	if (!control->area) {
 		tracer_end();
@@ -329,6 +401,7 @@ int main(int argc, char **argv)
 				missed(p, "the operation goes through no section");
 			for (unsigned i = 0; i < p->path_length; i++) {
 				p->target = p->path[i];
+				p->start = &starts[p->target - __start___rseq_cs];
 				test_section(p);
 			}
 		}

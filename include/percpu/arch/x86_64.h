@@ -138,7 +138,7 @@
 	do {                                                                                                           \
 		void *percpu__di = (object), *percpu__si = (argument);                                                 \
 		uintptr_t percpu__c = (index), percpu__d;                                                              \
-		register void *percpu__r8 __asm__("r8") = (entry);                                                     \
+		register percpu__c_entry *percpu__r8 __asm__("r8") = (entry);                                          \
 		__asm__("movq percpu__thread@gottpoff(%%rip), %0" : "=r"(percpu__d));                                  \
 		__asm__ __volatile__(                                                                                  \
 			"leaq 1f(%%rip), %%r12\n\tmovq %%rsp, %%fs:8(%%rdx)\n\tmovq %%rbp, %%fs:16(%%rdx)\n\t"         \
