@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "in_c.h"
 #include "world.h"
 
 #define TEXT 176
@@ -57,6 +58,9 @@ bool mode_none;
 	 : (variant) == 1 ? percpu_this_##name##_release(__VA_ARGS__)                                                  \
 	 : (variant) == 2 ? percpu_this_cpu_##name(__VA_ARGS__)                                                        \
 			  : percpu_this_cpu_##name##_release(__VA_ARGS__))
+
+/* Besides relaxed and release: by a section in C. */
+#define IN_C_ORDER 2
 
 void violation(const char *what, ...)
 {
@@ -196,11 +200,15 @@ static struct node *pop(unsigned pool, unsigned order)
 
 	if (pool == POOL_STACK) {
 		got = percpu_stack_pop(&stack);
+	} else if (pool < POOL_RING && order == IN_C_ORDER) {
+		struct node *last;
+
+		got = in_c_take(lane, lanes[lane].list, 1, &last);
 	} else if (pool < POOL_RING) {
 		got = THIS(lane * 2 + order, pop, lanes[lane].list, 0);
 	} else {
 		uintptr_t *head = (uintptr_t *)(void *)lanes[lane].ring;
-		bool found = THIS(lane * 2 + order, follow, head, (uintptr_t)&ring_end, 0, &word);
+		bool found = THIS(lane * 2 + order % 2, follow, head, (uintptr_t)&ring_end, 0, &word);
 
 		got = found ? (void *)word : NULL;
 	}
@@ -218,6 +226,8 @@ static void push_chain(unsigned pool, unsigned order, struct node *first, struct
 
 	if (pool == POOL_STACK)
 		percpu_stack_push_chain(&stack, &first->link, &last->link);
+	else if (order == IN_C_ORDER)
+		in_c_push(lane, head, first, last);
 	else
 		THIS(lane * 2 + order, push_chain, head, first, last, 0);
 }
@@ -229,6 +239,8 @@ static void push(unsigned pool, unsigned order, struct node *node)
 	give(node);
 	if (pool == POOL_STACK)
 		percpu_stack_push(&stack, &node->link);
+	else if (order == IN_C_ORDER)
+		in_c_push(lane, pool < POOL_RING ? lanes[lane].list : lanes[lane].ring, node, node);
 	else
 		THIS(lane * 2 + order, push, pool < POOL_RING ? lanes[lane].list : lanes[lane].ring, node, 0);
 }
@@ -252,7 +264,7 @@ static void put_back(struct context *me, unsigned pool, void *got, const void *e
 			break;
 	}
 	me->chains++;
-	push_chain(pool, (unsigned)draw(me, 2), first, last);
+	push_chain(pool, (unsigned)draw(me, 3), first, last);
 }
 
 static void take_all(struct context *me, unsigned pool)
@@ -270,6 +282,17 @@ static void take_all(struct context *me, unsigned pool)
 	put_back(me, pool, got, end);
 }
 
+/* Some of a list at once; they go back where the thread is then. */
+static void take_some(struct context *me, unsigned lane)
+{
+	struct node *last, *first = in_c_take(lane, lanes[lane].list, 1 + (unsigned)draw(me, 8), &last);
+
+	if (!first)
+		return;
+	last->link.next = NULL;
+	put_back(me, POOL_LIST + lane, first, NULL);
+}
+
 void steal_from(struct context *me, unsigned index)
 {
 	struct percpu_stack_node *got;
@@ -282,7 +305,7 @@ void steal_from(struct context *me, unsigned index)
 
 static void use_hand(struct context *me, unsigned pool)
 {
-	unsigned place = (unsigned)draw(me, HAND), order = (unsigned)draw(me, 2);
+	unsigned place = (unsigned)draw(me, HAND), order = (unsigned)draw(me, 3);
 	struct node **hand = me->hand[pool];
 
 	if (hand[place]) {
@@ -310,7 +333,7 @@ static void push_hand(struct context *me, unsigned pool)
 	}
 	if (first) {
 		me->chains++;
-		push_chain(pool, (unsigned)draw(me, 2), first, last);
+		push_chain(pool, (unsigned)draw(me, 3), first, last);
 	}
 }
 
@@ -373,7 +396,10 @@ static void add(struct context *me, unsigned variant)
 	uint64_t n = draw(me, 7) + 1;
 
 	begin(me, sum, n);
-	THIS(variant, add, lanes[variant / 2].add, n);
+	if (draw(me, 3) == 0)
+		in_c_add(variant / 2, lanes[variant / 2].add, n);
+	else
+		THIS(variant, add, lanes[variant / 2].add, n);
 	finish(me, sum, n, 0);
 }
 
@@ -609,6 +635,12 @@ void step(struct context *me)
 		case 10:
 		case 11:
 			move_node(me);
+			break;
+		case 12:
+		case 13:
+		case 14:
+		case 15:
+			take_some(me, variant / 2);
 			break;
 		default:
 			break;
