@@ -26,9 +26,18 @@
 
 /* The order of the table: what the 2018 talk showed comes first. */
 const struct bench *const bench_all[] = {
-	&bench_cpu_number,       &bench_counter_add,  &bench_stack_pair,
-	&bench_histogram_record, &bench_fence,        &bench_opv,
-	&bench_slow_path,        &bench_seqdata_read, NULL,
+	/* clang-format off */
+	&bench_cpu_number,
+	&bench_counter_add,
+	&bench_stack_pair,
+	&bench_c_section_pair,
+	&bench_histogram_record,
+	&bench_fence,
+	&bench_opv,
+	&bench_slow_path,
+	&bench_seqdata_read,
+	NULL,
+	/* clang-format on */
 };
 
 struct options {

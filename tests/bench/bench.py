@@ -18,6 +18,7 @@ NAMES = {
     "cpu_number": {"percpu", "raw_field", "sched_getcpu", "getcpu_vdso", "getcpu_syscall"},
     "counter_add": {"percpu", "plain", "tls", "getcpu_atomic", "shared_atomic", "mutex"},
     "stack_pair": {"percpu", "plain_add", "index_outside", "index_outside_tuned", "mutex", "lockfree", "getcpu_lockfree", "ck_stack"},
+    "c_section_pair": {"percpu", "builtin"},
     "histogram_record": {"percpu", "plain", "getcpu_atomic", "mutex"},
     "fence": {"percpu", "percpu_cpu", "membarrier_syscall", "membarrier_private_expedited",
               "membarrier_global_expedited"},

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/opv.h>
 #include <percpu/stack.h>
@@ -82,16 +83,32 @@ static unsigned take_all(struct percpu_stack *stack, bool step)
 	return count;
 }
 
+PERCPU_SECTION(add_in_c, uint64_t, word, uint64_t, n)
+{
+	uint64_t sum = *word;
+
+	for (uint64_t i = 0; i < *n; i++) {
+		sum++;
+		__asm__ __volatile__("");
+	}
+	return percpu_commit(word, sum);
+}
+
 static void words(struct cell *c)
 {
 	ptrdiff_t offset = offsetof(struct cell, other);
-	uint64_t was;
+	uint64_t was, n = 4;
 	bool did;
 
 	STEP("add", percpu_this_add(&c->word, 7));
 	STEP("cpu_add_release", percpu_this_cpu_add_release(&c->other, 2));
 	expect(sum(&c->word) == 7 && sum(&c->other) == 2);
+	set(&c->word, 0);
 	set(&c->other, 0);
+	STEP("a section in C", did = add_in_c(&c->word, &n));
+	expect(did && sum(&c->word) == n);
+	STEP("a section in C once more", did = add_in_c(&c->word, &n));
+	expect(did && sum(&c->word) == 2 * n);
 	STEP("add_offset", percpu_this_add_offset(&c->word, &offset, 5));
 	expect(sum(&c->other) == 5);
 	set(&c->word, 1);
