@@ -15,5 +15,7 @@
 #include <percpu/runqueue.h>
 #include <percpu/stack.h>
 #include <percpu/seqdata.h>
+#include <percpu/ring.h>
+#include <percpu/record_ring.h>
 
 #endif

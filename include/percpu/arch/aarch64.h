@@ -87,6 +87,53 @@
 #define PERCPU__A_IF_NULL(reg, l)        "cbz " reg ", " l "\n\t"
 #define PERCPU__A_NULL_LAST(out, at)     "ldr x13, [x14, #" at "]\n\tcmp %[" out "], x13\n\tcsel x15, xzr, x15, eq\n\t"
 
+/*
+ * Rings: x15 = T0 + the place of the position in T0's word, or leave if that position (and what `more` adds to it) is not
+ * below the limit, the next word; or if it is more than `room` above the word `head` bytes behind T0. Bytes from
+ * PERCPU__RING_DATA behind x15 on are read by nobody before the commit, of x13, the new position. The branch is enough to
+ * keep the stores to them behind the load of limit or head: no store is made before it is known that it will be.
+ */
+#define PERCPU__SCRATCH_RING      PERCPU__SCRATCH_COPY
+#define PERCPU__SCRATCH_RING_COPY PERCPU__SCRATCH_COPY
+#define PERCPU__A_PLACE(mask)     "and x15, x15, %[" mask "]\n\tadd x15, x14, x15\n\t"
+#define PERCPU__A_RESERVE(size, mask, full)                                                                            \
+	"ldp x15, x12, [x14]\n\tadd x13, x15, %[" size "]\n\tcmp x15, x12\n\tb.hs " full "\n\t" PERCPU__A_PLACE(mask)
+#define PERCPU__A_RESERVE_MORE(size, more, mask, full)                                                                 \
+	"ldp x15, x12, [x14]\n\tadd x11, x15, %[" more "]\n\tadd x13, x15, %[" size "]\n\tcmp x11, x12\n\t"            \
+	"b.hs " full "\n\t" PERCPU__A_PLACE(mask)
+#define PERCPU__A_RESERVE_BEHIND(size, head, room, mask, full)                                                         \
+	"ldr x15, [x14]\n\tadd x12, x14, #" head "\n\tldar x12, [x12]\n\tadd x13, x15, %[" size "]\n\t"                \
+	"sub x12, x15, x12\n\tcmp x12, %[" room "]\n\tb.hi " full "\n\t" PERCPU__A_PLACE(mask)
+/* What is stored: the word `head` bytes behind T0, plus room. */
+#define PERCPU__A_LOAD_PLUS(head, room) "add x15, x14, #" head "\n\tldar x15, [x15]\n\tadd x15, x15, %[" room "]\n\t"
+#define PERCPU__A_PUT(at, val)          "str %[" val "], [x15, #" at "]\n\t"
+/* 16 bytes and the last 16, which begin at src + last: they may overlap. */
+#define PERCPU__A_MOVE2(at, src, last)                                                                                 \
+	"ldp x9, x10, [%[" src "]]\n\tadd x12, %[" src "], %[" last "]\n\tldp x11, x12, [x12]\n\t"                     \
+	"stp x9, x10, [x15, #" at "]\n\tadd x15, x15, %[" last "]\n\tstp x11, x12, [x15, #" at "]\n\t"
+#define PERCPU__A_MOVE16(at, from) "ldp x11, x12, [" from "]\n\tstp x11, x12, [x15, #" at "]\n\t"
+/* The same with 32 bytes: the last begin at src + last. */
+#define PERCPU__A_MOVE4(at, src, last)                                                                                 \
+	PERCPU__A_MOVE16(at, "%[" src "]")                                                                             \
+	PERCPU__A_MOVE16("16+" at, "%[" src "], #16")                                                                  \
+	"add x9, %[" src "], %[" last "]\n\tadd x15, x15, %[" last "]\n\t" PERCPU__A_MOVE16(at, "x9")                  \
+		PERCPU__A_MOVE16("16+" at, "x9, #16")
+#define PERCPU__A_MOVE64(at, from)                                                                                     \
+	PERCPU__A_MOVE16(at, from)                                                                                     \
+	PERCPU__A_MOVE16("16+" at, from ", #16")                                                                       \
+	PERCPU__A_MOVE16("32+" at, from ", #32") PERCPU__A_MOVE16("48+" at, from ", #48")
+/* More than 64 bytes: 64 a turn, then the last 64, which begin at src + last. */
+#define PERCPU__A_MOVE_MANY(at, src, last)                                                                             \
+	"mov x9, %[" src "]\n\tadd x10, x9, %[" last                                                                   \
+	"]\n5:\n\t" PERCPU__A_MOVE64(at, "x9") "add x9, x9, #64\n\tadd x15, x15, #64\n\tcmp x9, x10\n\tb.lo 5b\n\t"    \
+					       "sub x9, x10, x9\n\tadd x15, x15, x9\n\t" PERCPU__A_MOVE64(at, "x10")
+
+/* Any number of words, and one more from a register. */
+#define PERCPU__A_MOVE_ANY(at, src, bytes, final)                                                                      \
+	"mov x9, %[" src "]\n\tadd x10, x9, %[" bytes "]\n5:\n\tcmp x9, x10\n\tb.hs 6f\n\t"                            \
+	"ldr x11, [x9], #8\n\tstr x11, [x15, #" at "]\n\tadd x15, x15, #8\n\tb 5b\n"                                   \
+	"6:\n\tstr %[" final "], [x15, #" at "]\n\t"
+
 /* Commits: one instruction that stores, and nothing after it. */
 #define PERCPU__A_ADD(val)           "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstr x15, [x14]\n"
 #define PERCPU__A_ADD_RELEASE(val)   "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstlr x15, [x14]\n"
@@ -94,6 +141,8 @@
 #define PERCPU__A_STORE_RELEASE(val) "stlr %[" val "], [x14]\n"
 #define PERCPU__A_STORE_T            "str x15, [x14]\n"
 #define PERCPU__A_STORE_T_RELEASE    "stlr x15, [x14]\n"
+/* Of a ring's position. */
+#define PERCPU__A_PASS_RELEASE(size) "stlr x13, [x14]\n"
 
 /* Not in a section: 64 bytes that others may be writing, as the reader finds out afterwards. Vectors, and no C access. */
 #define PERCPU__COPY_LINE(to, from)                                                                                    \

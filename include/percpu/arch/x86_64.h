@@ -91,6 +91,55 @@
 #define PERCPU__A_IF_NULL(reg, l)        "testq " reg ", " reg "\n\tjz " l "\n\t"
 #define PERCPU__A_NULL_LAST(out, at)     "xorl %%edx, %%edx\n\tcmpq " at "(%%rax), %[" out "]\n\tcmoveq %%rdx, %%rcx\n\t"
 
+/*
+ * Rings: rcx = T0 + the place of the position in T0's word, or leave if that position (and what `more` adds to it) is not
+ * below the limit, the next word; or if it is more than `room` above the word `head` bytes behind T0. Bytes from
+ * PERCPU__RING_DATA behind rcx on are read by nobody before the commit, which adds to the position.
+ */
+#define PERCPU__SCRATCH_RING      "rax", "rcx", "cc"
+#define PERCPU__SCRATCH_RING_COPY "rax", "rcx", "r8", "xmm0", "xmm1", "xmm2", "xmm3", "cc"
+#define PERCPU__A_PLACE(mask)     "andq %[" mask "], %%rcx\n\taddq %%rax, %%rcx\n\t"
+#define PERCPU__A_RESERVE(size, mask, full)                                                                            \
+	"movq (%%rax), %%rcx\n\tcmpq 8(%%rax), %%rcx\n\tjae " full "\n\t" PERCPU__A_PLACE(mask)
+#define PERCPU__A_RESERVE_MORE(size, more, mask, full)                                                                 \
+	"movq (%%rax), %%rcx\n\tleaq (%%rcx,%[" more "]), %%r8\n\tcmpq 8(%%rax), %%r8\n\tjae " full                    \
+	"\n\t" PERCPU__A_PLACE(mask)
+#define PERCPU__A_RESERVE_BEHIND(size, head, room, mask, full)                                                         \
+	"movq (%%rax), %%rcx\n\tmovq %%rcx, %%r8\n\tsubq " head "(%%rax), %%r8\n\tcmpq %[" room "], %%r8\n\t"          \
+	"ja " full "\n\t" PERCPU__A_PLACE(mask)
+/* What is stored: the word `head` bytes behind T0, plus room. */
+#define PERCPU__A_LOAD_PLUS(head, room) "movq " head "(%%rax), %%rcx\n\taddq %[" room "], %%rcx\n\t"
+#define PERCPU__A_PUT(at, val)          "movq %[" val "], " at "(%%rcx)\n\t"
+/* 16 bytes and the last 16, which begin at src + last: they may overlap. */
+#define PERCPU__A_MOVE2(at, src, last)                                                                                 \
+	"movups (%[" src "]), %%xmm0\n\tmovups (%[" src "],%[" last "]), %%xmm1\n\t"                                   \
+	"movups %%xmm0, " at "(%%rcx)\n\tmovups %%xmm1, " at "(%%rcx,%[" last "])\n\t"
+/* The same with 32 bytes: the last begin at src + last. */
+#define PERCPU__A_MOVE4(at, src, last)                                                                                 \
+	"movups (%[" src "]), %%xmm0\n\tmovups 16(%[" src "]), %%xmm1\n\t"                                             \
+	"movups (%[" src "],%[" last "]), %%xmm2\n\tmovups 16(%[" src "],%[" last "]), %%xmm3\n\t"                     \
+	"movups %%xmm0, " at "(%%rcx)\n\tmovups %%xmm1, 16+" at "(%%rcx)\n\t"                                          \
+	"movups %%xmm2, " at "(%%rcx,%[" last "])\n\tmovups %%xmm3, 16+" at "(%%rcx,%[" last "])\n\t"
+#define PERCPU__A_MOVE64(at, src, where)                                                                               \
+	"movups (%[" src "]," where "), %%xmm0\n\tmovups 16(%[" src "]," where "), %%xmm1\n\t"                         \
+	"movups 32(%[" src "]," where "), %%xmm2\n\tmovups 48(%[" src "]," where "), %%xmm3\n\t"                       \
+	"movups %%xmm0, " at "(%%rcx," where ")\n\tmovups %%xmm1, 16+" at "(%%rcx," where ")\n\t"                      \
+	"movups %%xmm2, 32+" at "(%%rcx," where ")\n\tmovups %%xmm3, 48+" at "(%%rcx," where ")\n\t"
+/* More than 64 bytes: 64 a turn, then the last 64, which begin at src + last. */
+#define PERCPU__A_MOVE_MANY(at, src, last)                                                                             \
+	"xorl %%r8d, %%r8d\n5:\n\t" PERCPU__A_MOVE64(at, src, "%%r8") "addq $64, %%r8\n\tcmpq %[" last                 \
+								      "], %%r8\n\tjb 5b\n\t" PERCPU__A_MOVE64(         \
+									      at, src, "%[" last "]")
+
+/* Any number of words, and one more from a register. */
+#define PERCPU__A_MOVE_ANY(at, src, bytes, final)                                                                      \
+	"xorl %%r8d, %%r8d\n\tmovq %[" bytes "], %%r9\n\tsubq $16, %%r9\n\tjb 6f\n"                                    \
+	"5:\n\tmovups (%[" src "],%%r8), %%xmm0\n\tmovups %%xmm0, " at "(%%rcx,%%r8)\n\t"                              \
+	"addq $16, %%r8\n\tcmpq %%r9, %%r8\n\tjbe 5b\n"                                                                \
+	"6:\n\ttestq $8, %[" bytes "]\n\tjz 7f\n\tmovq (%[" src "],%%r8), %%rdx\n\t"                                   \
+	"movq %%rdx, " at "(%%rcx,%%r8)\n\taddq $8, %%r8\n"                                                            \
+	"7:\n\tmovq %[" final "], " at "(%%rcx,%%r8)\n\t"
+
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
 #define PERCPU__A_ADD(val)           "addq %[" val "], (%%rax)\n"
 #define PERCPU__A_ADD_RELEASE(val)   PERCPU__A_ADD(val)
@@ -98,6 +147,8 @@
 #define PERCPU__A_STORE_RELEASE(val) PERCPU__A_STORE(val)
 #define PERCPU__A_STORE_T            "movq %%rcx, (%%rax)\n"
 #define PERCPU__A_STORE_T_RELEASE    PERCPU__A_STORE_T
+/* Of a ring's position. */
+#define PERCPU__A_PASS_RELEASE(size) PERCPU__A_ADD_RELEASE(size)
 
 /* Not in a section: 64 bytes that others may be writing, as the reader finds out afterwards. Vectors, and no C access. */
 #define PERCPU__COPY_LINE(to, from)                                                                                    \
