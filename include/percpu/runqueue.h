@@ -3,9 +3,10 @@
  * Run queues: tasks that wait to be run, a queue for each index. What a scheduler in user space keeps for each CPU.
  *
  * The link is inside the task, so nothing is allocated and a queue has no limit. Push and pop are one section each, on
- * the calling thread's own queue. Any thread may take half of another index's queue (steal), move tasks from one index to
- * another (migrate) or push to a certain index, while the owners run and without touching anybody's affinity: through the
- * gates of the two copies. Each task is popped exactly once.
+ * the calling thread's own queue. Any thread may take half of another index's queue (steal) or move tasks from one index to
+ * another (migrate), while the owners run and without touching anybody's affinity: through the gates of the two copies.
+ * And it may push to a certain index, without a gate or a fence: such tasks arrive in an inbox, which the owner's next pop
+ * puts at the back of its queue. Each task is popped exactly once.
  *
  * Who pushes at the back has a queue (first in, first out), who pushes at the front a stack; pop takes from the front. A
  * thread may be moved at any time: which index's queue is "the own" is its business of this moment, and an empty queue
@@ -39,6 +40,10 @@ struct percpu__runqueue_copy {
 	struct percpu_task *tail;
 	uint64_t first, last;
 	uint64_t unused[4];
+	/* Others write here: a cache line of its own. Newest first; pushed to one by one, and only taken as a whole. */
+	struct percpu_task *inbox;
+	uint64_t arrived, taken; /* how many in all: hints */
+	uint64_t unused_too[5];
 };
 
 /** A run queue, in the caller's storage, aligned to 64. Fields belong to the library. */
@@ -55,6 +60,7 @@ struct percpu_runqueue {
  *
  * Both pushes commit in one instruction at its end: to `tail`, or to `head` if the queue was empty.
  */
+#define PERCPU__ARRIVED_WORD ((uintptr_t)2)
 #ifndef PERCPU_NO_SECTIONS
 /* clang-format off */
 #define PERCPU__RUNQUEUE_PUSH                                                                                          \
@@ -73,10 +79,13 @@ struct percpu_runqueue {
 	"12:\n\t" PERCPU__A_GET(PERCPU__T2, PERCPU__T0, "16") PERCPU__A_SET_AT(PERCPU__T2, "%[task]", "8")             \
 	PERCPU__A_SET_AT(PERCPU__T2, PERCPU__T0, "24") PERCPU__A_SET_AT("%[task]", PERCPU__T0, "8") "13:\n\t"
 #define PERCPU__RUNQUEUE_POP                                                                                           \
+	PERCPU__A_IF_SET_AT(PERCPU__T0, "64", "11f")                                                                   \
 	PERCPU__A_LOAD_OUT("out") PERCPU__A_IF_NULL("%[out]", "2f")                                                    \
 	PERCPU__A_GET(PERCPU__T2, "%[out]", "8") PERCPU__A_UP(PERCPU__T2, "1")                                         \
 	PERCPU__A_SET_AT(PERCPU__T2, PERCPU__T0, "16")                                                                 \
 	PERCPU__A_GET(PERCPU__T1, "%[out]", "0") PERCPU__A_NULL_LAST("out", "8")
+#define PERCPU__RUNQUEUE_ARRIVED                                                                                       \
+	PERCPU__A_COLD "11:\n\t" PERCPU__A_SET("out", "2") PERCPU__A_JUMP("2b") PERCPU__A_COLD_END
 /* clang-format on */
 
 #define PERCPU__RUNQUEUE_SECTION(what)                                                                                 \
@@ -102,15 +111,16 @@ left:
 	return PERCPU__LEFT;
 }
 
-/* The task as a word, 0 if there is none, or PERCPU__LEFT_WORD. */
+/* The task as a word, 0 if there is none, PERCPU__LEFT_WORD, or PERCPU__ARRIVED_WORD: the inbox must be looked at. */
 PERCPU__INLINE uintptr_t percpu__try_runqueue_pop(struct percpu_runqueue *rq)
 {
 	uintptr_t out;
 
-	__asm__ __volatile__(PERCPU__ENTER PERCPU__RUNQUEUE_POP PERCPU__A_STORE_T PERCPU__LEAVE_WORD
-			     : [out] "=&r"(out)
-			     : PERCPU__OPERANDS_GATE(rq->copies, PERCPU__BY_ID, rq->gate)
-			     : "memory", PERCPU__SCRATCH_LINKS);
+	__asm__ __volatile__(
+		PERCPU__ENTER PERCPU__RUNQUEUE_POP PERCPU__A_STORE_T PERCPU__LEAVE_WORD PERCPU__RUNQUEUE_ARRIVED
+		: [out] "=&r"(out)
+		: PERCPU__OPERANDS_GATE(rq->copies, PERCPU__BY_ID, rq->gate)
+		: "memory", PERCPU__SCRATCH_LINKS);
 	return out;
 }
 #endif
@@ -161,23 +171,29 @@ PERCPU__INLINE void percpu_runqueue_push_front(struct percpu_runqueue *rq, struc
 		percpu__runqueue_pushed(rq);
 }
 
-/** percpu_runqueue_pop - take the task at the front of the own queue; NULL if that is empty. As push, but wakes nobody. */
+/**
+ * percpu_runqueue_pop - take the task at the front of the own queue; NULL if that is empty.
+ *
+ * Puts what has arrived in the own inbox at the back first, in the order of its arrival. Progress and safety as push.
+ */
 PERCPU__INLINE struct percpu_task *percpu_runqueue_pop(struct percpu_runqueue *rq)
 {
 	uintptr_t word = PERCPU__TRY_WORD(percpu__try_runqueue_pop(rq));
 
-	/* One test for "empty" and "left": the caller's own test for NULL then costs nothing. */
-	if (PERCPU__UNLIKELY(word <= PERCPU__LEFT_WORD))
+	/* One test for all that is no task: the caller's own test for NULL then costs nothing. */
+	if (PERCPU__UNLIKELY(word <= PERCPU__ARRIVED_WORD))
 		word = word ? percpu__slow_runqueue_pop(rq) : 0;
 	return (struct percpu_task *)word;
 }
 
 /**
- * percpu_runqueue_push_to - put a task at the back of one index's queue, while its owner runs.
+ * percpu_runqueue_push_to - put a task into one index's inbox, while its owner runs.
  *
  * @index: 0 to percpu_copies() - 1
- * Returns 0, -EINVAL, or an error of percpu_gate_lock(); then the task is nowhere. Wakes as push does. May block.
- * Async-signal-safe but for -EDEADLK.
+ * It is at the back of the queue as soon as the owner next pops, and may be stolen or migrated like others. Returns 0 or
+ * -EINVAL. Wakes as push does. Lock-free, without a gate or a fence, in every mode. Async-signal-safe.
+ * After a fork, tasks that other threads' pops had taken out of an inbox at that moment are theirs: they are not in the
+ * child, like those that these threads had popped.
  */
 PERCPU_API int percpu_runqueue_push_to(struct percpu_runqueue *rq, unsigned index, struct percpu_task *task);
 
@@ -185,9 +201,9 @@ PERCPU_API int percpu_runqueue_push_to(struct percpu_runqueue *rq, unsigned inde
  * percpu_runqueue_steal - take half of one index's queue, rounded up: one task to run, the others onto the own queue.
  *
  * @victim: 0 to percpu_copies() - 1; @out: set to the first of the tasks taken, or NULL if there were none
- * Takes the back half, in its order: what the victim would run last. Of more than twice PERCPU_RUNQUEUE_STEAL_MAX it
+ * Takes the back half, in its order (if only the inbox has tasks, all of these): what the victim would run last. Of more than twice PERCPU_RUNQUEUE_STEAL_MAX it
  * takes the first PERCPU_RUNQUEUE_STEAL_MAX instead, which need no long search. One fence for all of them, none if
- * the victim looks empty. Returns 0, -EINVAL, or an error of percpu_gate_lock() (nothing is taken, @out is untouched).
+ * the victim's queue looks empty. Returns 0, -EINVAL, or an error of percpu_gate_lock() (nothing is taken, @out is untouched).
  * May block. Async-signal-safe but for -EDEADLK.
  */
 PERCPU_API int percpu_runqueue_steal(struct percpu_runqueue *rq, unsigned victim, struct percpu_task **out);

@@ -32,6 +32,8 @@ struct request {
 	struct percpu_runqueue *rq;
 	struct percpu_task *node;
 	bool front;
+	bool arrived; /* it found something in the inbox */
+	bool no_section;
 };
 
 /* A wait without a fence has to look by itself. */
@@ -40,6 +42,11 @@ struct request {
 static struct percpu_task *head_of(const copy *c)
 {
 	return __atomic_load_n(&c->head, __ATOMIC_RELAXED);
+}
+
+static bool has_task(const copy *c)
+{
+	return head_of(c) || __atomic_load_n(&c->inbox, __ATOMIC_RELAXED);
 }
 
 static void commit(struct percpu_task **word, struct percpu_task *task)
@@ -125,10 +132,44 @@ static struct chain take_back(copy *c, uint64_t keep)
 	return chain;
 }
 
+/* What is in the inbox, oldest first. Needs no gate: it is never taken but as a whole, so nobody follows its links. */
+static struct chain take_inbox(copy *c)
+{
+	struct chain chain = { NULL, NULL, 0 };
+	struct percpu_task *task = __atomic_load_n(&c->inbox, __ATOMIC_RELAXED);
+
+	/* Acquires what the pushers wrote: pairs with the release in percpu_runqueue_push_to(). */
+	if (task)
+		task = __atomic_exchange_n(&c->inbox, NULL, __ATOMIC_ACQ_REL);
+	chain.last = task;
+	while (task) {
+		struct percpu_task *older = task->next;
+
+		task->next = chain.first;
+		chain.first = task;
+		chain.count++;
+		task = older;
+	}
+	if (chain.count)
+		__atomic_fetch_add(&c->taken, chain.count, __ATOMIC_RELAXED);
+	return chain;
+}
+
+/* Under the gate. */
+static void empty_inbox(copy *c)
+{
+	struct chain chain = take_inbox(c);
+
+	if (chain.count)
+		put_back(c, chain);
+}
+
 static struct chain take_half(copy *c)
 {
-	uint64_t length = length_of(c);
+	uint64_t length;
 
+	empty_inbox(c);
+	length = length_of(c);
 	if (length > 2 * PERCPU_RUNQUEUE_STEAL_MAX)
 		return take_front(c, PERCPU_RUNQUEUE_STEAL_MAX);
 	return length < 2 ? take_front(c, 1) : take_back(c, length / 2);
@@ -164,11 +205,12 @@ static int push_plainly(struct percpu__task *task, unsigned index)
 static int try_pop(struct percpu__task *task)
 {
 	struct request *r = (struct request *)(void *)task;
-	uintptr_t word = PERCPU__TRY_WORD(percpu__try_runqueue_pop(r->rq));
+	uintptr_t word = r->no_section ? PERCPU__LEFT_WORD : PERCPU__TRY_WORD(percpu__try_runqueue_pop(r->rq));
 
 	if (word == PERCPU__LEFT_WORD)
 		return PERCPU__LEFT;
-	r->node = (struct percpu_task *)word;
+	r->arrived = word == PERCPU__ARRIVED_WORD;
+	r->node = r->arrived ? NULL : (struct percpu_task *)word;
 	return PERCPU__DONE;
 }
 
@@ -176,12 +218,14 @@ static int pop_plainly(struct percpu__task *task, unsigned index)
 {
 	struct request *r = (struct request *)(void *)task;
 
+	r->arrived = false;
+	empty_inbox(copy_at(r->rq, index));
 	r->node = take_front(copy_at(r->rq, index), 1).first;
 	return PERCPU__DONE;
 }
 
 /*
- * For pushes under a gate. Pairs with the barriers of percpu_runqueue_wait(): either it sees the task, or this sees that
+ * For pushes other than by a section. Pairs with the barriers of percpu_runqueue_wait(): either it sees the task, or this sees that
  * it waits. A fence reaches running threads, but there may be none in mode none.
  */
 static void pushed(struct percpu_runqueue *rq)
@@ -203,6 +247,17 @@ void percpu__slow_runqueue_push(struct percpu_runqueue *rq, struct percpu_task *
 	pushed(rq);
 }
 
+/* One instance of the section, for the tests to reach. */
+static __attribute__((noinline)) void push_all(struct percpu_runqueue *rq, struct chain chain)
+{
+	while (chain.count--) {
+		struct percpu_task *task = chain.first;
+
+		chain.first = task->next;
+		percpu_runqueue_push(rq, task);
+	}
+}
+
 uintptr_t percpu__slow_runqueue_pop(struct percpu_runqueue *rq)
 {
 	struct request request = {
@@ -210,8 +265,14 @@ uintptr_t percpu__slow_runqueue_pop(struct percpu_runqueue *rq)
 		.rq = rq
 	};
 
-	percpu__slow_task(&request.task);
-	return (uintptr_t)request.node;
+	for (unsigned i = 0;; i++) {
+		/* Who is faster than we are with filling the inbox cannot be so under the gate. */
+		request.no_section = i == PERCPU_ABORT_BUDGET;
+		percpu__slow_task(&request.task);
+		if (!request.arrived)
+			return (uintptr_t)request.node;
+		push_all(rq, take_inbox(copy_at(rq, percpu__usual_index(PERCPU__BY_ID))));
+	}
 }
 
 /* Other copies'. */
@@ -231,17 +292,21 @@ static int lock_two(const struct percpu_runqueue *rq, unsigned a, unsigned b, st
 
 int percpu_runqueue_push_to(struct percpu_runqueue *rq, unsigned index, struct percpu_task *task)
 {
-	struct percpu_gate gate;
-	int rc;
+	uint64_t saved = 0;
+	unsigned failed = 0;
+	copy *c;
 
 	if (!rq || !task || index > percpu__remainder)
 		return -EINVAL;
-	gate = gate_at(rq, index);
-	rc = percpu__gates_lock(&gate, 1, false);
-	if (rc)
-		return rc;
-	put_back(copy_at(rq, index), (struct chain){ task, task, 1 });
-	percpu__gates_unlock(&gate, 1, false);
+	c = copy_at(rq, index);
+	task->next = __atomic_load_n(&c->inbox, __ATOMIC_RELAXED);
+	while (!__atomic_compare_exchange_n(&c->inbox, &task->next, task, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+		/* Another thread was faster; or this one's own signal handlers, again and again. */
+		if (++failed == PERCPU_ABORT_BUDGET)
+			percpu__block_signals(&saved);
+	if (failed >= PERCPU_ABORT_BUDGET)
+		percpu__restore_signals(&saved);
+	__atomic_fetch_add(&c->arrived, 1, __ATOMIC_RELAXED);
 	pushed(rq);
 	return 0;
 }
@@ -253,6 +318,7 @@ static int pop_from(struct percpu_runqueue *rq, unsigned index, struct percpu_ta
 
 	if (rc)
 		return rc;
+	empty_inbox(copy_at(rq, index));
 	*out = take_front(copy_at(rq, index), 1).first;
 	percpu__gates_unlock(&gate, 1, false);
 	return 0;
@@ -268,7 +334,10 @@ int percpu_runqueue_steal(struct percpu_runqueue *rq, unsigned victim, struct pe
 	if (!rq || !out || victim > percpu__remainder)
 		return -EINVAL;
 	if (!head_of(copy_at(rq, victim))) {
-		*out = NULL;
+		chain = take_inbox(copy_at(rq, victim));
+		*out = chain.first;
+		if (chain.count > 1)
+			push_all(rq, (struct chain){ chain.first->next, chain.last, chain.count - 1 });
 		return 0;
 	}
 	percpu__thread_start();
@@ -325,11 +394,12 @@ int percpu_runqueue_migrate(struct percpu_runqueue *rq, unsigned from, unsigned 
 		struct chain chain;
 
 		before = done;
-		if (!more || !head_of(copy_at(rq, from)))
+		if (!more || !has_task(copy_at(rq, from)))
 			break;
 		rc = lock_two(rq, from, to, gates);
 		if (rc)
 			break;
+		empty_inbox(copy_at(rq, from));
 		chain = take_front(copy_at(rq, from), more);
 		if (chain.count)
 			put_back(copy_at(rq, to), chain);
@@ -346,16 +416,19 @@ int percpu_runqueue_migrate(struct percpu_runqueue *rq, unsigned from, unsigned 
 size_t percpu_runqueue_length(const struct percpu_runqueue *rq, unsigned index)
 {
 	const copy *c;
-	uint64_t length;
+	int64_t length, arrived;
 
 	if (!rq || index > percpu__remainder)
 		return 0;
 	c = copy_at(rq, index);
-	if (!head_of(c))
-		return 0;
-	length = __atomic_load_n(&c->last, __ATOMIC_RELAXED) - __atomic_load_n(&c->first, __ATOMIC_RELAXED) + 1;
-	/* It may have changed between the loads. */
-	return (int64_t)length < 1 ? 1 : (size_t)length;
+	/* It may change between the loads. */
+	length = (int64_t)(__atomic_load_n(&c->last, __ATOMIC_RELAXED) - __atomic_load_n(&c->first, __ATOMIC_RELAXED)) +
+		 1;
+	length = !head_of(c) ? 0 : length < 1 ? 1 : length;
+	arrived = (int64_t)(__atomic_load_n(&c->arrived, __ATOMIC_RELAXED) -
+			    __atomic_load_n(&c->taken, __ATOMIC_RELAXED));
+	arrived = !__atomic_load_n(&c->inbox, __ATOMIC_RELAXED) ? 0 : arrived < 1 ? 1 : arrived;
+	return (size_t)(length + arrived);
 }
 
 int percpu_runqueue_init(struct percpu_runqueue *rq)
@@ -364,7 +437,8 @@ int percpu_runqueue_init(struct percpu_runqueue *rq)
 
 	if (!rq)
 		return -EINVAL;
-	copies = percpu_alloc(sizeof *copies, 64);
+	/* Two lines, which a prefetcher of pairs must not join with another object's. */
+	copies = percpu_alloc(sizeof *copies, 128);
 	if (!copies)
 		return -ENOMEM;
 	*rq = (struct percpu_runqueue){
@@ -417,7 +491,7 @@ static void use_grant(struct percpu_runqueue *rq)
 static bool any_task(const struct percpu_runqueue *rq)
 {
 	percpu_for_each_index(index)
-		if (head_of(copy_at(rq, index)))
+		if (has_task(copy_at(rq, index)))
 			return true;
 	return false;
 }

@@ -75,6 +75,7 @@ struct entry {
 	operation *take, *put, *exchange; /* lists: what rivals do */
 	unsigned char indexed;            /* enum percpu__by */
 	bool tries;                       /* a single attempt: may leave */
+	bool repeats;                     /* may go through one section more than once */
 	bool offset;                      /* adds elsewhere, through an offset */
 	bool with_nil;                    /* lists end with an address of their own instead of NULL */
 	unsigned char object;             /* which of world.c's objects: 0, or COUNTER, HISTOGRAM */

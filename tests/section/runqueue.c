@@ -28,13 +28,16 @@ static size_t used;
 static unsigned which;
 static const char *trouble;
 
-enum act { POP, PUSH, PUSH_FRONT, STEAL };
-/* What rivals do, and how long each queue is before. */
+enum act { POP, PUSH, PUSH_FRONT, PUSH_TO, STEAL };
+/* What rivals do, and how long each queue and inbox is before. */
 static const struct {
 	enum act act;
-	unsigned length;
-} cases[] = { { POP, LENGTH },   { PUSH, LENGTH },  { PUSH, 0 }, { PUSH_FRONT, 1 },
-	      { PUSH_FRONT, 0 }, { STEAL, LENGTH }, { POP, 1 },  { STEAL, 2 } };
+	unsigned length, inbox;
+} cases[] = {
+	{ POP, LENGTH, 0 },   { PUSH_TO, 2, 2 },    { PUSH, LENGTH, 0 }, { PUSH, 0, 0 },  { PUSH_FRONT, 1, 0 },
+	{ PUSH_FRONT, 0, 0 }, { STEAL, LENGTH, 0 }, { POP, 1, 0 },       { STEAL, 2, 0 }, { PUSH_TO, 0, 0 },
+	{ STEAL, 0, 3 },      { POP, 0, 1 },        { STEAL, 2, 2 },
+};
 #define CASES (sizeof cases / sizeof *cases)
 
 static struct work *new_work(int is)
@@ -87,6 +90,13 @@ static void setup(unsigned number, struct call *c)
 			copy->tail = task;
 			copy->last = k;
 		}
+		for (unsigned k = 0; k < cases[number].inbox; k++) {
+			struct percpu_task *task = &new_work(QUEUED)->link;
+
+			task->next = copy->inbox;
+			copy->inbox = task;
+			copy->arrived++;
+		}
 	}
 	c->p = (uint64_t *)(void *)rq.copies;
 	c->first = (uintptr_t)&new_work(FREE)->link;
@@ -110,8 +120,10 @@ static void plainly(enum act act, unsigned index)
 		for (; task; task = copy->head)
 			plainly(POP, index);
 		break;
-	case PUSH:
-	case PUSH_FRONT:
+	case PUSH_TO:
+		percpu_runqueue_push_to(&rq, index, &new_work(QUEUED)->link);
+		break;
+	default:
 		task = &new_work(QUEUED)->link;
 		if (!copy->head) {
 			copy->last = task->place = copy->first;
@@ -165,6 +177,9 @@ static void publicly(enum act act)
 		check_rc(percpu_runqueue_steal_any(&rq, &task));
 		took(task);
 		break;
+	case PUSH_TO:
+		percpu_runqueue_push_to(&rq, 0, &new_work(QUEUED)->link);
+		break;
 	case PUSH:
 		percpu_runqueue_push(&rq, &new_work(QUEUED)->link);
 		break;
@@ -196,37 +211,59 @@ static void interfere(enum interference how, unsigned index)
 	control->changes++;
 }
 
+/* Notes that it was met; NULL or what is wrong. */
+static const char *meet(struct percpu_task *task, bool *seen)
+{
+	struct work *work = (struct work *)(void *)task;
+
+	if (work < works || work >= works + used)
+		return "a queue leads astray";
+	if (seen[work - works])
+		return "a task is in two places";
+	seen[work - works] = true;
+	if (work->is == TAKEN)
+		return "a task was taken, and is still there";
+	return work->is == QUEUED ? NULL : "a task was queued that must not be";
+}
+
+static const char *check_copy(unsigned index, bool *seen)
+{
+	struct percpu__runqueue_copy *copy = percpu_ptr(rq.copies, index);
+	struct percpu_task *task = copy->head, *before = NULL;
+	size_t length = 0, hint = percpu_runqueue_length(&rq, index);
+	const char *wrong;
+
+	for (; task; before = task, task = task->next, length++) {
+		wrong = meet(task, seen);
+		if (wrong)
+			return wrong;
+		if (before && task->place != before->place + 1)
+			return "the numbers have a gap";
+		if (task == copy->tail)
+			break;
+	}
+	if (copy->head && !task)
+		return "a queue does not end at its tail";
+	length += copy->head != NULL;
+	for (task = copy->inbox; task; task = task->next, length++) {
+		wrong = meet(task, seen);
+		if (wrong)
+			return wrong;
+	}
+	/* An aborted section may have written what it would have made true. */
+	return hint + 1 < length || hint > length + 1 ? "the length is wrong" : NULL;
+}
+
 static const char *check_queues(void)
 {
 	static bool seen[MOST_TASKS];
 
 	memset(seen, 0, used * sizeof *seen);
 	percpu_for_each_index(i) {
-		struct percpu__runqueue_copy *copy = percpu_ptr(rq.copies, i);
-		struct percpu_task *task = copy->head, *before = NULL;
-		size_t length = 0, hint = percpu_runqueue_length(&rq, i);
+		const char *wrong = check_copy(i, seen);
 
-		for (; task; task = task->next) {
-			struct work *work = (struct work *)(void *)task;
-
-			if (work < works || work >= works + used || length++ > used)
-				return "a queue leads astray";
-			if (seen[work - works])
-				return "a task is in two places";
-			if (work->is != QUEUED)
-				return work->is == TAKEN ? "a task was taken, and is still there"
-							 : "a task was queued that must not be";
-			if (before && task->place != before->place + 1)
-				return "the numbers have a gap";
-			seen[work - works] = true;
-			before = task;
-			if (task == copy->tail)
-				break;
-		}
-		if (copy->head && !task)
-			return "a queue does not end at its tail";
-		if (hint + 1 < length || hint > length + 1)
-			return "the length is wrong";
+		if (wrong)
+			return wrong;
 	}
 	for (size_t i = 0; i < used; i++)
 		if (works[i].is == QUEUED && !seen[i])
@@ -296,7 +333,7 @@ NOINLINE void try_pop(struct call *c)
 {
 	uintptr_t word = percpu__try_runqueue_pop(&rq);
 
-	gave(c, word == PERCPU__LEFT_WORD ? NULL : (struct percpu_task *)word);
+	gave(c, word <= PERCPU__ARRIVED_WORD ? NULL : (struct percpu_task *)word);
 	if (word == PERCPU__LEFT_WORD)
 		c->rc = PERCPU__LEFT;
 }
@@ -330,7 +367,7 @@ NOINLINE void migrate(struct call *c)
 	}
 #define POP_ENTRY(name_, tries_)                                                                                       \
 	{                                                                                                              \
-		.name = "runqueue_" #name_, .kind = &pop_kind, .run = name_, .tries = tries_                           \
+		.name = "runqueue_" #name_, .kind = &pop_kind, .run = name_, .tries = tries_, .repeats = !tries_       \
 	}
 
 const struct entry entries[] = {
@@ -343,5 +380,5 @@ const struct entry entries[] = {
 };
 const unsigned entry_count = sizeof entries / sizeof *entries;
 const bool must_be_wrong = false;
-/* Each of three as an attempt, behind its operation, and in the library. */
-const unsigned only_sections = 9;
+/* Each of three as an attempt, behind its operation, and in the library; and what empties inboxes. */
+const unsigned only_sections = 10;

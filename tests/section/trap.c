@@ -229,7 +229,8 @@ static bool interrupt(const struct pass *p, enum place place, unsigned step, enu
 		complain(p, at, how, "it was not aborted");
 	else if (place == INSIDE && entries[p->entry].tries && control->rc != PERCPU__LEFT)
 		complain(p, at, how, "it was aborted, and says otherwise");
-	else if (place == BEHIND && aborted && how != BY_HANDLER) /* (a handler's own section may abort by chance) */
+	else if (place == BEHIND && aborted && !entries[p->entry].repeats &&
+		 how != BY_HANDLER) /* (a handler's own section may abort by chance) */
 		complain(p, at, how, "it was aborted behind its commit");
 	else if (place == INSIDE)
 		stood_at[s - __start___rseq_cs][at - s->start] = true;

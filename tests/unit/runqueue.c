@@ -61,6 +61,57 @@ static unsigned other_than(unsigned index)
 	return index ? 0 : 1;
 }
 
+/* Puts what is in the inbox into the queue. */
+static void settle(struct percpu_runqueue *rq, unsigned index, unsigned by_way_of)
+{
+	assert_int_equal(percpu_runqueue_migrate(rq, index, by_way_of, SIZE_MAX, NULL), 0);
+	assert_int_equal(percpu_runqueue_migrate(rq, by_way_of, index, SIZE_MAX, NULL), 0);
+}
+
+static void inboxes(void **state)
+{
+	struct percpu_runqueue rq;
+	struct percpu_task *out = NULL;
+	unsigned own, victim;
+
+	(void)state;
+	assert_int_equal(percpu_runqueue_init(&rq), 0);
+	percpu_runqueue_push(&rq, &works[0].link);
+	own = where(&rq);
+	percpu_runqueue_push(&rq, &works[1].link);
+	for (size_t i = 2; i < 30; i++) {
+		assert_int_equal(percpu_runqueue_push_to(&rq, own, &works[i].link), 0);
+		assert_int_equal(percpu_runqueue_length(&rq, own), i + 1);
+	}
+	/* They are behind what was there before the next pop, and before what comes then. */
+	assert_int_equal(number_of(percpu_runqueue_pop(&rq)), 0);
+	percpu_runqueue_push(&rq, &works[30].link);
+	assert_int_equal(percpu_runqueue_length(&rq, own), 30);
+	for (size_t i = 1; i < 31; i++)
+		assert_int_equal(number_of(percpu_runqueue_pop(&rq)), i);
+	assert_null(percpu_runqueue_pop(&rq));
+	/* A thief takes all of them where there is nothing else. */
+	victim = other_than(own);
+	for (size_t i = 0; i < 9; i++)
+		assert_int_equal(percpu_runqueue_push_to(&rq, victim, &works[i].link), 0);
+	assert_int_equal(percpu_runqueue_length(&rq, victim), 9);
+	assert_int_equal(percpu_runqueue_steal(&rq, victim, &out), 0);
+	assert_int_equal(number_of(out), 0);
+	assert_int_equal(percpu_runqueue_length(&rq, victim), 0);
+	for (size_t i = 1; i < 9; i++)
+		assert_int_equal(number_of(percpu_runqueue_pop(&rq)), i);
+	assert_null(percpu_runqueue_pop(&rq));
+	/* Under the gate too. */
+	percpu__thread_force(PERCPU__FORCE_GATE);
+	for (size_t i = 0; i < 9; i++)
+		assert_int_equal(percpu_runqueue_push_to(&rq, own, &works[i].link), 0);
+	for (size_t i = 0; i < 9; i++)
+		assert_int_equal(number_of(percpu_runqueue_pop(&rq)), i);
+	percpu__thread_force(PERCPU__FORCE_OFF);
+	assert_int_equal(total_length(&rq), 0);
+	percpu_runqueue_destroy(&rq);
+}
+
 static void both_orders(void **state)
 {
 	struct percpu_runqueue rq;
@@ -179,6 +230,9 @@ static void stealing_takes_the_back_half(void **state)
 			for (uint64_t i = 0; i < count; i++)
 				assert_int_equal(percpu_runqueue_push_to(&rq, victim, &works[i].link), 0);
 			assert_int_equal(percpu_runqueue_length(&rq, victim), count);
+			/* Of an inbox alone a thief would take all. */
+			settle(&rq, victim, own);
+			assert_int_equal(percpu_runqueue_length(&rq, victim), count);
 			assert_int_equal(percpu_runqueue_steal(&rq, victim, &out), 0);
 			assert_int_equal(number_of(out), count / 2);
 			assert_int_equal(percpu_runqueue_length(&rq, victim), count / 2);
@@ -218,6 +272,7 @@ static void stealing_from_long_queues_and_from_oneself(void **state)
 	percpu_runqueue_pop(&rq);
 	for (size_t i = 0; i < TASKS; i++)
 		assert_int_equal(percpu_runqueue_push_to(&rq, victim, &works[i].link), 0);
+	settle(&rq, victim, own);
 	assert_int_equal(percpu_runqueue_steal_any(&rq, &out), 0);
 	assert_int_equal(number_of(out), 0);
 	for (uint64_t i = 1; i < PERCPU_RUNQUEUE_STEAL_MAX; i++)
@@ -276,16 +331,19 @@ static void where_the_gate_is_held(void **state)
 	(void)state;
 	assert_int_equal(percpu_runqueue_init(&rq), 0);
 	assert_int_equal(percpu_runqueue_push_to(&rq, 0, &works[0].link), 0);
+	assert_int_equal(percpu_runqueue_migrate(&rq, 0, 1, 1, &moved), 0);
+	assert_int_equal(percpu_runqueue_migrate(&rq, 1, 0, 1, &moved), 0);
 	assert_int_equal(percpu_gate_lock(rq.copies, 0, &gate), 0);
-	assert_int_equal(percpu_runqueue_push_to(&rq, 0, &works[1].link), -EDEADLK);
+	/* An inbox needs no gate. */
+	assert_int_equal(percpu_runqueue_push_to(&rq, 0, &works[1].link), 0);
 	assert_int_equal(percpu_runqueue_steal(&rq, 0, &out), -EDEADLK);
 	assert_ptr_equal(out, &untouched);
 	assert_int_equal(percpu_runqueue_migrate(&rq, 0, 1, 1, &moved), -EDEADLK);
 	assert_int_equal(moved, 0);
 	percpu_gate_unlock(&gate);
-	assert_int_equal(percpu_runqueue_length(&rq, 0), 1);
-	assert_int_equal(percpu_runqueue_steal(&rq, 0, &out), 0);
-	assert_int_equal(number_of(out), 0);
+	assert_int_equal(percpu_runqueue_length(&rq, 0), 2);
+	assert_int_equal(percpu_runqueue_migrate(&rq, 0, percpu_copies() - 1, 2, &moved), 0);
+	assert_int_equal(moved, 2);
 	percpu_runqueue_destroy(&rq);
 }
 
@@ -563,6 +621,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(both_orders, stay, leave),
+		cmocka_unit_test_setup_teardown(inboxes, stay, leave),
 		cmocka_unit_test_setup_teardown(ways_mix, stay, leave),
 		cmocka_unit_test(arguments),
 		cmocka_unit_test_setup_teardown(stealing_takes_the_back_half, stay, leave),

@@ -74,7 +74,8 @@
 
 /*
  * Words at small distances from a base register, for sections that follow links: T0 = this copy, T1, T2 = scratch.
- * PERCPU__A_NULL_LAST makes T1 null if the operand is the word at that distance from T0; T2 is lost.
+ * PERCPU__A_NULL_LAST makes T1 null if the operand is the word at that distance from T0; T2 is lost by it and by
+ * PERCPU__A_IF_SET_AT.
  */
 #define PERCPU__SCRATCH_LINKS            PERCPU__SCRATCH
 #define PERCPU__T0                       "x14"
@@ -85,6 +86,7 @@
 #define PERCPU__A_UP(reg, by)            "add " reg ", " reg ", #" by "\n\t"
 #define PERCPU__A_DOWN(reg, by)          "sub " reg ", " reg ", #" by "\n\t"
 #define PERCPU__A_IF_NULL(reg, l)        "cbz " reg ", " l "\n\t"
+#define PERCPU__A_IF_SET_AT(base, at, l) "ldr x13, [" base ", #" at "]\n\tcbnz x13, " l "\n\t"
 #define PERCPU__A_NULL_LAST(out, at)     "ldr x13, [x14, #" at "]\n\tcmp %[" out "], x13\n\tcsel x15, xzr, x15, eq\n\t"
 
 /*

@@ -89,6 +89,7 @@
 #define PERCPU__A_UP(reg, by)            "addq $" by ", " reg "\n\t"
 #define PERCPU__A_DOWN(reg, by)          "subq $" by ", " reg "\n\t"
 #define PERCPU__A_IF_NULL(reg, l)        "testq " reg ", " reg "\n\tjz " l "\n\t"
+#define PERCPU__A_IF_SET_AT(base, at, l) "cmpq $0, " at "(" base ")\n\tjne " l "\n\t"
 #define PERCPU__A_NULL_LAST(out, at)     "xorl %%edx, %%edx\n\tcmpq " at "(%%rax), %[" out "]\n\tcmoveq %%rdx, %%rcx\n\t"
 
 /*
