@@ -17,5 +17,6 @@
 #include <percpu/seqdata.h>
 #include <percpu/ring.h>
 #include <percpu/record_ring.h>
+#include <percpu/timed.h>
 
 #endif

@@ -49,6 +49,7 @@ struct percpu__thread {
 	 * this is a signal handler which interrupted one: it goes out of line, where that one's words are put aside.
 	 */
 	uintptr_t c_stack, c_saved[3];
+	uint32_t timed; /* measurements begun (<percpu/timed.h>) */
 };
 extern PERCPU_API __thread struct percpu__thread percpu__thread __attribute__((tls_model("initial-exec")));
 #define percpu__self (percpu__thread.self)

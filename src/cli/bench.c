@@ -36,6 +36,7 @@ const struct bench *const bench_all[] = {
 	&bench_opv,
 	&bench_slow_path,
 	&bench_seqdata_read,
+	&bench_timed_pair,
 	NULL,
 	/* clang-format on */
 };

@@ -88,6 +88,7 @@ extern const struct bench bench_c_section_pair;   /* bench_csection.c */
 extern const struct bench bench_stack_pair;       /* bench_stack.c */
 extern const struct bench bench_fence, bench_opv; /* bench_gate.c */
 extern const struct bench bench_seqdata_read;     /* bench_seqdata.c */
+extern const struct bench bench_timed_pair;       /* bench_timed.c */
 
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */

@@ -110,6 +110,9 @@ static void in_child(void)
 	percpu__block_signals(&saved);
 	child_id = percpu__task_id();
 	percpu__fork_count++;
+	/* What its parent was measuring (<percpu/timed.h>) has been interrupted. */
+	if (percpu__private.state == PERCPU__REGISTERED)
+		percpu__true_area()->rseq_cs = 0;
 	if (nested) {
 		nested--;
 	} else {

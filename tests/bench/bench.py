@@ -24,6 +24,7 @@ NAMES = {
               "membarrier_global_expedited"},
     "opv": {"percpu", "mutex"},
     "seqdata_read": {"percpu", "plain", "version", "cached", "seqlock", "rwlock", "mutex"},
+    "timed_pair": {"percpu", "ticks", "clock_gettime", "getrusage"},
     "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
 }
 
