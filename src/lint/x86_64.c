@@ -375,7 +375,7 @@ static void decode_stack(struct insn *insn, const cs_insn *cs)
 static void decode_moves(const struct image *image, struct insn *insn, const cs_insn *cs)
 {
 	const cs_x86 *x86 = &cs->detail->x86;
-	const cs_x86_op *source = &x86->operands[0], *destination = &x86->operands[x86->op_count - 1];
+	const cs_x86_op *source = &x86->operands[0], *destination = &x86->operands[1];
 	const struct reloc *reloc = field_reloc(image, insn, x86->encoding.imm_offset);
 	int to = destination->type == X86_OP_REG ? family(destination->reg) : NO_REGISTER;
 	struct move move = { .to = to, .from = NO_REGISTER, .plus = NO_REGISTER };
