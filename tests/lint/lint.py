@@ -321,7 +321,7 @@ def damaged():
                 originals.append(WORK / f"{arch}.so")
     run("ar", "rcs", WORK / "all.a", *originals)
     originals.append(WORK / "all.a")
-    rounds = int(os.environ.get("LINT_ROUNDS", "120"))
+    rounds = int(os.environ.get("LINT_ROUNDS", "150"))
     seed = int(os.environ.get("LINT_SEED", "1"))
     rng = random.Random(seed)
     victim = WORK / "victim"
@@ -332,10 +332,12 @@ def damaged():
         if turn % 3 == 0:
             del data[rng.randrange(len(data)):]
         else:
-            # Headers and tables are where damage counts.
-            places = [range(64), range(len(data)), range(max(0, len(data) - 3000), len(data))]
-            for _ in range(rng.choice([1, 3, 10, 100])):
-                at = rng.choice(rng.choice(places))
+            # Most often where the tables are: an ELF header that is damaged is soon refused.
+            tables = struct.unpack_from("<Q", data, 40)[0] if data[1:4] == b"ELF" else len(data) // 2
+            places = [range(len(data))] * 4 + [range(min(tables, len(data) - 1), len(data))] * 3 + [range(64)]
+            place = rng.choice(places)
+            for _ in range(rng.choice([1, 1, 3, 10])):
+                at = rng.choice(place)
                 data[at] = rng.choice([0, 1, 0x7f, 0x80, 0xff, rng.randrange(256), data[at] ^ 1 << rng.randrange(8)])
         victim.write_bytes(data)
         try:
