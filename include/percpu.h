@@ -13,6 +13,7 @@
 #include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/runqueue.h>
+#include <percpu/spinlock.h>
 #include <percpu/stack.h>
 #include <percpu/seqdata.h>
 #include <percpu/ring.h>

@@ -35,6 +35,10 @@ PERCPU_HIDDEN void percpu__gate_lock_remainder(struct percpu_gate *gate);
 PERCPU_HIDDEN void percpu__gate_lock_any(struct percpu_gate *gate);
 PERCPU_HIDDEN void percpu__gate_unlock_any(struct percpu_gate *gate);
 
+/* Registers a new thread. Whether the calling thread can run sections, and is not held off them. */
+PERCPU_HIDDEN bool percpu__runs_sections(void);
+/* The copy that a registered thread is on, wherever percpu__self leads. */
+PERCPU_HIDDEN unsigned percpu__current_index(unsigned by);
 /* The index that the calling thread's next operation on its own copy will most likely work on. */
 PERCPU_HIDDEN unsigned percpu__usual_index(unsigned by);
 

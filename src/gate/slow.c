@@ -94,13 +94,13 @@ static int do_plainly(struct percpu__task *task, unsigned index)
 	return PERCPU__DONE;
 }
 
-static bool runs_sections(void)
+bool percpu__runs_sections(void)
 {
 	return percpu__thread_start() && percpu__self != &percpu__newcomer;
 }
 
 /* The copy that a registered thread is on, wherever percpu__self leads. */
-static unsigned current_index(unsigned by)
+unsigned percpu__current_index(unsigned by)
 {
 	const char *area = (const char *)percpu__true_area();
 	size_t offset = by == PERCPU__BY_CPU ? offsetof(struct percpu__rseq, cpu_id) : percpu__index_offset;
@@ -116,7 +116,7 @@ unsigned percpu__usual_index(unsigned by)
 	if (percpu__mode() == PERCPU_MODE_NONE)
 		return me->spread;
 	if (me->state == PERCPU__REGISTERED && (percpu__self != &percpu__newcomer || me->force == PERCPU__FORCE_GATE))
-		return current_index(by);
+		return percpu__current_index(by);
 	return percpu__remainder;
 }
 
@@ -144,11 +144,11 @@ int percpu__slow_task(struct percpu__task *task)
 {
 	int rc;
 
-	if (!runs_sections())
+	if (!percpu__runs_sections())
 		return under_gate(task);
 	for (int i = 0; i < PERCPU_ABORT_BUDGET; i++) {
 		struct percpu__header *header =
-			percpu__header_of(percpu__base_of(task->object), current_index(task->by));
+			percpu__header_of(percpu__base_of(task->object), percpu__current_index(task->by));
 
 		rc = task->attempt(task);
 		if (rc != PERCPU__LEFT)
@@ -177,7 +177,7 @@ void percpu__slow_count(uint64_t *p, uint64_t n, enum percpu__by by)
 {
 	unsigned index = percpu__remainder;
 
-	if (runs_sections()) {
+	if (percpu__runs_sections()) {
 		for (int i = 0; i < PERCPU_ABORT_BUDGET; i++)
 			if (TRY(percpu__try_count(p, n, by)) == PERCPU__DONE)
 				return;

@@ -38,6 +38,19 @@
 /* What PERCPU__A_LOAD_SELF takes: the address of percpu__self. */
 #define PERCPU__SELF_OPERAND (&percpu__self)
 /*
+ * percpu__index_offset, which is constant before the first object exists: so the compiler may keep it, whatever happens to
+ * memory, but may not load it before it has the object.
+ */
+#define PERCPU__INDEX_OF(object)                                                                                       \
+	__extension__({                                                                                                \
+		uintptr_t percpu__offset;                                                                              \
+		__asm__("adrp %0, :got:percpu__index_offset\n\tldr %0, [%0, :got_lo12:percpu__index_offset]\n\t"       \
+			"ldr %w0, [%0]"                                                                                \
+			: "=r"(percpu__offset)                                                                         \
+			: "r"(object));                                                                                \
+		percpu__offset;                                                                                        \
+	})
+/*
  * An open gate must also show what its last holder wrote. The gate word is 0 when open, and 0 is added to the address:
  * an address dependency orders every later access to this copy after the load of the gate, without a barrier. It pairs
  * with the release that opens the gate (percpu__gate_unlock).
@@ -50,6 +63,17 @@
 #define PERCPU__A_LOCATE_UNGATED(shift, area, closed)                                                                  \
 	"ldr w14, [" area ", %[index]]\n\tcmp w14, %w[limit]\n\tb.hs " closed "\n\t"                                   \
 	"add x14, %[object], x14, lsl #" shift "\n\t"
+
+/* The address of this copy in an output instead, for an object that has a word of its own instead of the gate. */
+#define PERCPU__A_LOCATE_OUT(shift, area, out)                                                                         \
+	"ldr w14, [" area ", %[index]]\n\tadd %[" out "], %[object], x14, lsl #" shift "\n\t"
+/*
+ * Leave unless the 32-bit word there is 0 and the one `behind` it 1. That one is read first: what is left of it is added
+ * to the address of the other.
+ */
+#define PERCPU__A_ZERO_BEFORE_ONE(out, behind, l)                                                                      \
+	"ldr w15, [%[" out "], #" behind "]\n\tsub w15, w15, #1\n\tcbnz w15, " l "\n\t"                                \
+	"add %[" out "], %[" out "], x15\n\tldr w15, [%[" out "]]\n\tcbnz w15, " l "\n\t"
 
 #define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "], x15]\n\tadd x14, x14, x15\n\t" /* x15 is the gate: 0 */
 #define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
@@ -141,6 +165,7 @@
 #define PERCPU__A_ADD_RELEASE(val)   "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstlr x15, [x14]\n"
 #define PERCPU__A_STORE(val)         "str %[" val "], [x14]\n"
 #define PERCPU__A_STORE_RELEASE(val) "stlr %[" val "], [x14]\n"
+#define PERCPU__A_STORE_ONE(out)     "mov w15, #1\n\tstr w15, [%[" out "]]\n"
 #define PERCPU__A_STORE_T            "str x15, [x14]\n"
 #define PERCPU__A_STORE_T_RELEASE    "stlr x15, [x14]\n"
 /* Of a ring's position. */

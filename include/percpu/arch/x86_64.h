@@ -40,6 +40,18 @@
 		__asm__("movq percpu__thread@gottpoff(%%rip), %0" : "=r"(percpu__distance));                           \
 		percpu__distance;                                                                                      \
 	})
+/*
+ * percpu__index_offset, which is constant before the first object exists: so the compiler may keep it, whatever happens to
+ * memory, but may not load it before it has the object.
+ */
+#define PERCPU__INDEX_OF(object)                                                                                       \
+	__extension__({                                                                                                \
+		uintptr_t percpu__offset;                                                                              \
+		__asm__("movq percpu__index_offset@gotpcrel(%%rip), %0\n\tmovl (%0), %k0"                              \
+			: "=r"(percpu__offset)                                                                         \
+			: "r"(object));                                                                                \
+		percpu__offset;                                                                                        \
+	})
 /* T0 = object + (index << stride); leave if the gate word of this copy is not 0. Total store order does the rest. */
 #define PERCPU__A_LOCATE(shift, area, closed)                                                                          \
 	"movl (" area ",%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                       \
@@ -49,6 +61,16 @@
 #define PERCPU__A_LOCATE_UNGATED(shift, area, closed)                                                                  \
 	"movl (" area ",%[index]), %%eax\n\tcmpl %[limit], %%eax\n\tjae " closed "\n\t"                                \
 	"shlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"
+
+/* The address of this copy in an output instead, for an object that has a word of its own instead of the gate. */
+#define PERCPU__A_LOCATE_OUT(shift, area, out)                                                                         \
+	"movl (" area ",%[index]), %k[" out "]\n\tshlq $" shift ", %[" out "]\n\taddq %[object], %[" out "]\n\t"
+/*
+ * Leave unless the signed 32-bit word there is less than the one `behind` it, which is read first: 0 and 1 are, and by
+ * their use nothing else. One comparison for both.
+ */
+#define PERCPU__A_ZERO_BEFORE_ONE(out, behind, l)                                                                      \
+	"movl " behind "(%[" out "]), %%ecx\n\tcmpl %%ecx, (%[" out "])\n\tjge " l "\n\t"
 
 #define PERCPU__A_ADVANCE(off)        "addq (%[" off "]), %%rax\n\t"
 #define PERCPU__A_NE(val, l)          "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
@@ -146,6 +168,7 @@
 #define PERCPU__A_ADD_RELEASE(val)   PERCPU__A_ADD(val)
 #define PERCPU__A_STORE(val)         "movq %[" val "], (%%rax)\n"
 #define PERCPU__A_STORE_RELEASE(val) PERCPU__A_STORE(val)
+#define PERCPU__A_STORE_ONE(out)     "movl $1, (%[" out "])\n"
 #define PERCPU__A_STORE_T            "movq %%rcx, (%%rax)\n"
 #define PERCPU__A_STORE_T_RELEASE    PERCPU__A_STORE_T
 /* Of a ring's position. */
