@@ -157,6 +157,12 @@ PERCPU__INLINE uintptr_t percpu__try_c(const struct percpu__c_section *section, 
 #define PERCPU__C_TAIL(body, name, by) (void)0
 #endif
 
+/*
+ * Behind the ordinary call that a user of PERCPU__C_CALL must contain: a tail call is none. A function that makes no other
+ * is a leaf to the compiler, which keeps things below its stack pointer and leaves that misaligned.
+ */
+#define PERCPU__NO_TAIL_CALL(result) __asm__ __volatile__("" : "+r"(result))
+
 #define PERCPU__TEXT_(n, name) "percpu_cs." #n "." name
 #define PERCPU__TEXT(n, name)  PERCPU__TEXT_(n, name)
 
@@ -194,9 +200,12 @@ PERCPU__INLINE uintptr_t percpu__try_c(const struct percpu__c_section *section, 
 	PERCPU__INLINE bool name(type *copy, argument_type *argument)                                                  \
 	{                                                                                                              \
 		uintptr_t percpu__slot = percpu__try_c(&name##__section, (void *)copy, (void *)argument, by);          \
-		if (PERCPU__UNLIKELY(percpu__slot == PERCPU__LEFT_WORD))                                               \
-			return percpu__slow_c(&name##__section, (void *)copy, (void *)argument);                       \
-		return percpu__slot != 0;                                                                              \
+		bool percpu__done = percpu__slot != 0;                                                                 \
+		if (PERCPU__UNLIKELY(percpu__slot == PERCPU__LEFT_WORD)) {                                             \
+			percpu__done = percpu__slow_c(&name##__section, (void *)copy, (void *)argument);               \
+			PERCPU__NO_TAIL_CALL(percpu__done);                                                            \
+		}                                                                                                      \
+		return percpu__done;                                                                                   \
 	}                                                                                                              \
 	static inline struct percpu_commit name##__written(type *copy, argument_type *argument)
 

@@ -41,7 +41,11 @@ __asm__(".pushsection .text.unlikely, \"ax\", %progbits\n\t.globl percpu__c_leav
 
 static bool has_shadow_stack(void)
 {
-	return false;
+	register uint64_t features __asm__("x16") = 1;
+
+	/* CHKFEAT: clears the bit of what is enabled; does nothing on a processor that has neither. */
+	__asm__ __volatile__("hint #40" : "+r"(features));
+	return !(features & 1);
 }
 #endif
 
@@ -59,6 +63,19 @@ static __attribute__((noinline)) void find_entry(struct percpu__c_section *secti
 #endif
 }
 
+/*
+ * An attempt that ended leaves its descriptor in the thread's area until the kernel looks next. It must not be there when
+ * code that it covers runs without being a section: the body under the gate, and what comes behind the commit of another
+ * section, if link-time optimisation put both into one text section and a handler ran this one there.
+ */
+static void forget_descriptor(void)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (percpu__private.state == PERCPU__REGISTERED)
+		__atomic_store_n(&percpu__true_area()->rseq_cs, 0, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
 static int attempt(struct percpu__task *task)
 {
 	struct c_task *c = (struct c_task *)(void *)task;
@@ -74,14 +91,18 @@ static int attempt(struct percpu__task *task)
 	for (unsigned i = 0; i < sizeof outer.c_saved / sizeof *outer.c_saved; i++)
 		percpu__thread.c_saved[i] = outer.c_saved[i];
 	percpu__thread.c_stack = outer.c_stack;
+	/* Last: from here on handlers that run sections come here too, and leave nothing behind. */
+	forget_descriptor();
 	return slot == PERCPU__LEFT_WORD ? PERCPU__LEFT : slot ? PERCPU__DONE : PERCPU__DIFFERS;
 }
 
 static int plainly(struct percpu__task *task, unsigned index)
 {
 	struct c_task *c = (struct c_task *)(void *)task;
-	struct percpu_commit commit = c->section->body(percpu_ptr((char *)task->object, index), c->argument);
+	struct percpu_commit commit;
 
+	forget_descriptor();
+	commit = c->section->body(percpu_ptr((char *)task->object, index), c->argument);
 	if (!commit.slot)
 		return PERCPU__DIFFERS;
 	__atomic_store_n(commit.slot, commit.value, __ATOMIC_RELEASE);

@@ -198,7 +198,7 @@
 #ifdef __AVX512F__
 #define PERCPU__AVX512_REGISTERS                                                                                       \
 	, "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27",  \
-		"xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
+		"xmm28", "xmm29", "xmm30", "xmm31", "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
 #else
 #define PERCPU__AVX512_REGISTERS
 #endif
@@ -223,9 +223,13 @@
 			:                                                                                              \
 			: "memory", "cc", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1", "xmm2",      \
 			  "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",  \
-			  "xmm14", "xmm15" PERCPU__AVX512_REGISTERS);                                                  \
+			  "xmm14", "xmm15" PERCPU__X87_REGISTERS PERCPU__AVX512_REGISTERS);                            \
 	} while (0)
 
+/* An abort resets the x87 unit, which a body may have used after all. */
+#define PERCPU__X87_REGISTERS                                                                                          \
+	, "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", "mm0", "mm1", "mm2", "mm3", "mm4",      \
+		"mm5", "mm6", "mm7"
 #ifdef __CET__
 #define PERCPU__ENDBR "endbr64\n\t"
 #else
