@@ -19,5 +19,6 @@
 #include <percpu/ring.h>
 #include <percpu/record_ring.h>
 #include <percpu/timed.h>
+#include <percpu/pool.h>
 
 #endif

@@ -16,6 +16,7 @@
 #include <pthread.h>
 
 #include "base/lock.h"
+#include "gate/fork.h"
 #include "gate/gate.h"
 #include "rseq/thread.h"
 
@@ -25,9 +26,47 @@ uintptr_t percpu__forker;
 uint32_t percpu__cold_word;
 uint32_t percpu__fork_count;
 
+static struct percpu__fork_lock *locks; /* guarded by the cold lock */
 static uint32_t child_id;
 static uint32_t one_fork; /* a lock: the forking thread has it from prepare to resume */
 static uint32_t nested;   /* forks by signal handlers of the forking thread, inside its fork; its own */
+
+void percpu__fork_lock_add(struct percpu__fork_lock *lock)
+{
+	uint64_t saved;
+
+	percpu__cold_lock(&saved);
+	lock->next = locks;
+	locks = lock;
+	percpu__cold_unlock(&saved);
+}
+
+void percpu__fork_lock_remove(struct percpu__fork_lock *lock)
+{
+	struct percpu__fork_lock **link = &locks;
+	uint64_t saved;
+
+	percpu__cold_lock(&saved);
+	while (*link && *link != lock)
+		link = &(*link)->next;
+	if (*link)
+		*link = lock->next;
+	percpu__cold_unlock(&saved);
+}
+
+void percpu__fork_lock(struct percpu__fork_lock *lock, uint64_t *saved)
+{
+	percpu__block_signals(saved);
+	if (__atomic_load_n(&percpu__forker, __ATOMIC_RELAXED) != (uintptr_t)&percpu__private)
+		percpu__lock_word(&lock->word);
+}
+
+void percpu__fork_unlock(struct percpu__fork_lock *lock, const uint64_t *saved)
+{
+	if (__atomic_load_n(&percpu__forker, __ATOMIC_RELAXED) != (uintptr_t)&percpu__private)
+		percpu__unlock_word(&lock->word);
+	percpu__restore_signals(saved);
+}
 
 static void each_gate(char *base, void *arg)
 {
@@ -77,6 +116,9 @@ static void prepare(void)
 	} else {
 		percpu__lock_word(&one_fork);
 		percpu__lock_word(&percpu__cold_word);
+		/* Before the fork stops anybody: their holders may be in the middle of an operation. */
+		for (struct percpu__fork_lock *lock = locks; lock; lock = lock->next)
+			percpu__lock_word(&lock->word);
 		__atomic_store_n(&percpu__fork_word, 1, __ATOMIC_RELAXED);
 		__atomic_store_n(&percpu__forker, (uintptr_t)&percpu__private, __ATOMIC_SEQ_CST);
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -96,6 +138,8 @@ static void resume(void)
 		__atomic_store_n(&percpu__forker, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&percpu__fork_word, 0, __ATOMIC_RELEASE);
 		percpu__futex_wake(&percpu__fork_word, INT_MAX, ~0U);
+		for (struct percpu__fork_lock *lock = locks; lock; lock = lock->next)
+			percpu__unlock_word(&lock->word);
 		percpu__unlock_word(&percpu__cold_word);
 		percpu__unlock_word(&one_fork);
 	}
@@ -117,6 +161,8 @@ static void in_child(void)
 		nested--;
 	} else {
 		all_gates(start_over);
+		for (struct percpu__fork_lock *lock = locks; lock; lock = lock->next)
+			lock->word = lock->under_way = 0;
 		percpu__private.id = child_id;
 		percpu__forker = 0;
 		percpu__fork_word = 0;

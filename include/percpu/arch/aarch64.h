@@ -22,6 +22,7 @@
 #define PERCPU__SCRATCH_COPY  "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "cc"
 #define PERCPU__ADD_OPERAND   "r"
 #define PERCPU__LIMIT_OPERAND "r"
+#define PERCPU__BOUND_OPERAND "r"
 #define PERCPU__COPY_OPERAND  "r"
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
@@ -159,6 +160,24 @@
 	"mov x9, %[" src "]\n\tadd x10, x9, %[" bytes "]\n5:\n\tcmp x9, x10\n\tb.hs 6f\n\t"                            \
 	"ldr x11, [x9], #8\n\tstr x11, [x15, #" at "]\n\tadd x15, x15, #8\n\tb 5b\n"                                   \
 	"6:\n\tstr %[" final "], [x15, #" at "]\n\t"
+
+/* A magazine: T is a signed position in words from T0; what is there is at T0 + 8 T. */
+#define PERCPU__A_T_BELOW(val, l) "cmp x15, %[" val "]\n\tb.lo " l "\n\t"
+#define PERCPU__A_T_ABOVE(val, l) "cmp x15, %[" val "]\n\tb.gt " l "\n\t"
+#define PERCPU__A_T_TAKE(out)     "ldr %[" out "], [x14, x15, lsl #3]\n\tsub x15, x15, #1\n\t"
+#define PERCPU__A_T_PUT(val)      "add x15, x15, #1\n\tstr %[" val "], [x14, x15, lsl #3]\n\t"
+/* The same with n words at once, in the order of their addresses. */
+#define PERCPU__A_T_TAKE_MANY(dst, n)                                                                                  \
+	"sub x15, x15, %[" n "]\n\tadd x10, x14, x15, lsl #3\n\tadd x10, x10, #8\n\tmov x9, %[" dst                    \
+	"]\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__A_T_PUT_MANY(src, n)                                                                                   \
+	"add x9, x14, x15, lsl #3\n\tadd x9, x9, #8\n\tadd x15, x15, %[" n "]\n\tmov x10, %[" src                      \
+	"]\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__A_WORDS(n)                                                                                             \
+	"subs x11, %[" n "], #2\n\tb.lo 6f\n"                                                                         \
+	"5:\n\tldp x12, x13, [x10], #16\n\tstp x12, x13, [x9], #16\n\tsubs x11, x11, #2\n\tb.hs 5b\n"                 \
+	"6:\n\ttbz w11, #0, 7f\n\tldr x12, [x10]\n\tstr x12, [x9]\n"                                                  \
+	"7:\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. */
 #define PERCPU__A_ADD(val)           "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstr x15, [x14]\n"

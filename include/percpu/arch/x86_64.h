@@ -21,6 +21,7 @@
 /* An addend known to the compiler must reach the add as an immediate: see above, it counts for the forwarding too. */
 #define PERCPU__ADD_OPERAND   "er"
 #define PERCPU__LIMIT_OPERAND "r"
+#define PERCPU__BOUND_OPERAND "er"
 #define PERCPU__COPY_OPERAND  "rm" /* registers are scarce in unoptimised code */
 
 #define PERCPU__A_POINTER(x) ".quad " x "\n\t"
@@ -162,6 +163,23 @@
 	"6:\n\ttestq $8, %[" bytes "]\n\tjz 7f\n\tmovq (%[" src "],%%r8), %%rdx\n\t"                                   \
 	"movq %%rdx, " at "(%%rcx,%%r8)\n\taddq $8, %%r8\n"                                                            \
 	"7:\n\tmovq %[" final "], " at "(%%rcx,%%r8)\n\t"
+
+/* A magazine: T is a signed position in words from T0; what is there is at T0 + 8 T. */
+#define PERCPU__A_T_BELOW(val, l) "cmpq %[" val "], %%rcx\n\tjb " l "\n\t"
+#define PERCPU__A_T_ABOVE(val, l) "cmpq %[" val "], %%rcx\n\tjg " l "\n\t"
+#define PERCPU__A_T_TAKE(out)     "movq (%%rax,%%rcx,8), %[" out "]\n\tsubq $1, %%rcx\n\t"
+#define PERCPU__A_T_PUT(val)      "addq $1, %%rcx\n\tmovq %[" val "], (%%rax,%%rcx,8)\n\t"
+/* The same with n words at once, in the order of their addresses. */
+#define PERCPU__A_T_TAKE_MANY(dst, n)                                                                                  \
+	"subq %[" n "], %%rcx\n\tleaq 8(%%rax,%%rcx,8), %%r8\n\tmovq %[" dst "], %%rdx\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__A_T_PUT_MANY(src, n)                                                                                   \
+	"leaq 8(%%rax,%%rcx,8), %%rdx\n\taddq %[" n "], %%rcx\n\tmovq %[" src "], %%r8\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__A_WORDS(n)                                                                                             \
+	"movq %[" n "], %%r9\n\tsubq $2, %%r9\n\tjb 6f\n"                                                             \
+	"5:\n\tmovups (%%r8), %%xmm0\n\taddq $16, %%r8\n\tmovups %%xmm0, (%%rdx)\n\taddq $16, %%rdx\n\t"              \
+	"subq $2, %%r9\n\tjae 5b\n"                                                                                   \
+	"6:\n\ttestb $1, %%r9b\n\tjz 7f\n\tmovq (%%r8), %%r8\n\tmovq %%r8, (%%rdx)\n"                               \
+	"7:\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
 #define PERCPU__A_ADD(val)           "addq %[" val "], (%%rax)\n"
