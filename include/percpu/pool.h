@@ -45,9 +45,9 @@ struct percpu_pool_stats {
 	size_t out;       /**< held by callers */
 	size_t magazines; /**< free, in magazines */
 	size_t depot;     /**< free, in the depot, in memory that the pool has */
-	size_t strays;    /**< addresses put that the depot found to be no object of the pool, or free already; dropped */
-	size_t bytes;     /**< of memory for objects, most of it real once used, and for the depot's books */
-	size_t capacity;  /**< of each magazine */
+	size_t strays; /**< addresses put that the depot found to be no object of the pool, or free already; dropped */
+	size_t bytes;  /**< of memory for objects, most of it real once used, and for the depot's books */
+	size_t capacity; /**< of each magazine */
 };
 
 /**
@@ -74,8 +74,8 @@ PERCPU_API int percpu_pool_destroy(struct percpu_pool *pool);
 PERCPU_API void *percpu__pool_get_slow(const struct percpu_pool *pool, uintptr_t word) PERCPU__COLD;
 PERCPU_API void percpu__pool_put_slow(const struct percpu_pool *pool, void *object, int rc) PERCPU__COLD;
 PERCPU_API bool percpu__pool_get_bulk_slow(const struct percpu_pool *pool, void **out, size_t n, int rc) PERCPU__COLD;
-PERCPU_API void percpu__pool_put_bulk_slow(const struct percpu_pool *pool, void *const *objects, size_t n,
-					   int rc) PERCPU__COLD;
+PERCPU_API void percpu__pool_put_bulk_slow(const struct percpu_pool *pool, void *const *objects, size_t n, int rc)
+	PERCPU__COLD;
 
 #ifndef PERCPU_NO_SECTIONS
 /* clang-format off */
@@ -133,14 +133,14 @@ left:
 
 PERCPU__INLINE int percpu__try_pool_put_bulk(uint64_t *object, uintptr_t gate, void *const *from, size_t n)
 {
-	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_T_ABOVE("last", "11f")
-					  PERCPU__A_T_PUT_MANY("from", "n") PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
-				  :
-				  : PERCPU__OPERANDS_GATE(object, PERCPU__BY_ID, gate),
-				    [last] PERCPU__BOUND_OPERAND(-(int64_t)n - 1), [from] PERCPU__COPY_OPERAND(from),
-				    [n] PERCPU__COPY_OPERAND(n)
-				  : "memory", PERCPU__SCRATCH_COPY
-				  : left, differs);
+	__asm__ __volatile__ goto(
+		PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_T_ABOVE("last", "11f") PERCPU__A_T_PUT_MANY("from", "n")
+			PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
+		:
+		: PERCPU__OPERANDS_GATE(object, PERCPU__BY_ID, gate), [last] PERCPU__BOUND_OPERAND(-(int64_t)n - 1),
+		  [from] PERCPU__COPY_OPERAND(from), [n] PERCPU__COPY_OPERAND(n)
+		: "memory", PERCPU__SCRATCH_COPY
+		: left, differs);
 	return PERCPU__DONE;
 differs:
 	return PERCPU__DIFFERS;

@@ -34,8 +34,9 @@
 struct percpu__depot {
 	struct percpu__fork_lock lock; /* under_way: gets that look for more */
 	/* Constant. */
-	uint64_t *word;    /* per-CPU, as in the pool */
-	uint64_t *drained; /* per-CPU: 0, or 1 + how many objects follow; written under the gate if it is 0, else under the lock */
+	uint64_t *word; /* per-CPU, as in the pool */
+	uint64_t *
+		drained; /* per-CPU: 0, or 1 + how many objects follow; written under the gate if it is 0, else under the lock */
 	size_t capacity, batch, plenty;
 	unsigned flags;
 	/* Under the lock. */
@@ -76,7 +77,8 @@ static int try_move(struct percpu__task *task)
 	if (m->get)
 		return PERCPU__TRY(percpu__try_pool_get_bulk(word, PERCPU__GATE_DISTANCE(word, PERCPU__BY_ID),
 							     empty(m->depot) + 1, m->objects, m->n));
-	return PERCPU__TRY(percpu__try_pool_put_bulk(word, PERCPU__GATE_DISTANCE(word, PERCPU__BY_ID), m->objects, m->n));
+	return PERCPU__TRY(
+		percpu__try_pool_put_bulk(word, PERCPU__GATE_DISTANCE(word, PERCPU__BY_ID), m->objects, m->n));
 }
 
 static int move_plainly(struct percpu__task *task, unsigned index)

@@ -174,9 +174,9 @@
 	"add x9, x14, x15, lsl #3\n\tadd x9, x9, #8\n\tadd x15, x15, %[" n "]\n\tmov x10, %[" src                      \
 	"]\n\t" PERCPU__A_WORDS(n)
 #define PERCPU__A_WORDS(n)                                                                                             \
-	"subs x11, %[" n "], #2\n\tb.lo 6f\n"                                                                         \
-	"5:\n\tldp x12, x13, [x10], #16\n\tstp x12, x13, [x9], #16\n\tsubs x11, x11, #2\n\tb.hs 5b\n"                 \
-	"6:\n\ttbz w11, #0, 7f\n\tldr x12, [x10]\n\tstr x12, [x9]\n"                                                  \
+	"subs x11, %[" n "], #2\n\tb.lo 6f\n"                                                                          \
+	"5:\n\tldp x12, x13, [x10], #16\n\tstp x12, x13, [x9], #16\n\tsubs x11, x11, #2\n\tb.hs 5b\n"                  \
+	"6:\n\ttbz w11, #0, 7f\n\tldr x12, [x10]\n\tstr x12, [x9]\n"                                                   \
 	"7:\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. */

@@ -175,10 +175,10 @@
 #define PERCPU__A_T_PUT_MANY(src, n)                                                                                   \
 	"leaq 8(%%rax,%%rcx,8), %%rdx\n\taddq %[" n "], %%rcx\n\tmovq %[" src "], %%r8\n\t" PERCPU__A_WORDS(n)
 #define PERCPU__A_WORDS(n)                                                                                             \
-	"movq %[" n "], %%r9\n\tsubq $2, %%r9\n\tjb 6f\n"                                                             \
-	"5:\n\tmovups (%%r8), %%xmm0\n\taddq $16, %%r8\n\tmovups %%xmm0, (%%rdx)\n\taddq $16, %%rdx\n\t"              \
-	"subq $2, %%r9\n\tjae 5b\n"                                                                                   \
-	"6:\n\ttestb $1, %%r9b\n\tjz 7f\n\tmovq (%%r8), %%r8\n\tmovq %%r8, (%%rdx)\n"                               \
+	"movq %[" n "], %%r9\n\tsubq $2, %%r9\n\tjb 6f\n"                                                              \
+	"5:\n\tmovups (%%r8), %%xmm0\n\taddq $16, %%r8\n\tmovups %%xmm0, (%%rdx)\n\taddq $16, %%rdx\n\t"               \
+	"subq $2, %%r9\n\tjae 5b\n"                                                                                    \
+	"6:\n\ttestb $1, %%r9b\n\tjz 7f\n\tmovq (%%r8), %%r8\n\tmovq %%r8, (%%rdx)\n"                                  \
 	"7:\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
