@@ -37,6 +37,8 @@ const struct bench *const bench_all[] = {
 	&bench_slow_path,
 	&bench_seqdata_read,
 	&bench_timed_pair,
+	&bench_pool_pair,
+	&bench_pool_bulk,
 	NULL,
 	/* clang-format on */
 };

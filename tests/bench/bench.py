@@ -23,6 +23,8 @@ NAMES = {
     "fence": {"percpu", "percpu_cpu", "membarrier_syscall", "membarrier_private_expedited",
               "membarrier_global_expedited"},
     "opv": {"percpu", "mutex"},
+    "pool_pair": {"percpu", "plain_add", "malloc", "mutex", "tls_cache", "ck_stack"},
+    "pool_bulk": {"percpu", "singly", "malloc", "mutex", "tls_cache"},
     "seqdata_read": {"percpu", "plain", "version", "cached", "seqlock", "rwlock", "mutex"},
     "timed_pair": {"percpu", "ticks", "clock_gettime", "getrusage"},
     "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
