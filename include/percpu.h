@@ -20,5 +20,6 @@
 #include <percpu/record_ring.h>
 #include <percpu/timed.h>
 #include <percpu/pool.h>
+#include <percpu/rwlock.h>
 
 #endif

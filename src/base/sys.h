@@ -11,6 +11,7 @@
 #include <linux/futex.h>
 #include <stdint.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #if defined __x86_64__
 static inline long percpu__sys6(long nr, long a, long b, long c, long d, long e, long f)
@@ -70,9 +71,30 @@ static inline void percpu__futex_wait(uint32_t *word, uint32_t value, uint32_t s
 	percpu__sys6(SYS_futex, (long)word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, (long)value, 0, 0, (long)set);
 }
 
+/* The same until a moment of CLOCK_MONOTONIC (NULL: for ever); -ETIMEDOUT when that has come. */
+static inline int percpu__futex_wait_until(uint32_t *word, uint32_t value, uint32_t set, const struct timespec *moment)
+{
+	return (int)percpu__sys6(SYS_futex, (long)word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, (long)value,
+				 (long)moment, 0, (long)set);
+}
+
 static inline void percpu__futex_wake(uint32_t *word, int how_many, uint32_t set)
 {
 	percpu__sys6(SYS_futex, (long)word, FUTEX_WAKE_BITSET | FUTEX_PRIVATE_FLAG, how_many, 0, 0, (long)set);
+}
+
+/* The moment of CLOCK_MONOTONIC that is @ns nanoseconds from now, or the last there is. */
+static inline void percpu__moment_in(uint64_t ns, struct timespec *moment)
+{
+	const uint64_t second = 1000000000, last = INT64_MAX / 1000000000 * 9 / 10; /* what the kernel takes */
+	uint64_t fraction;
+
+	percpu__sys4(SYS_clock_gettime, CLOCK_MONOTONIC, (long)moment, 0, 0);
+	fraction = (uint64_t)moment->tv_nsec + ns % second;
+	moment->tv_sec += (time_t)(ns / second + fraction / second);
+	moment->tv_nsec = (long)(fraction % second);
+	if ((uint64_t)moment->tv_sec > last)
+		moment->tv_sec = (time_t)last;
 }
 
 /* All signals, also those that the C library keeps for itself: a handler must not run where a gate is held. */

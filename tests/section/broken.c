@@ -92,6 +92,25 @@ NOINLINE void hides_its_abort(struct call *c)
 	c->rc = PERCPU__DONE;
 }
 
+/* Looks at the flag in front of the section: who sets it there and fences is not seen. */
+NOINLINE void flag_outside(struct call *c)
+{
+	if (__atomic_load_n(c->flag, __ATOMIC_ACQUIRE)) {
+		c->rc = PERCPU__DIFFERS;
+		return;
+	}
+	do
+		c->rc = percpu__try_count_release(c->p, c->n, PERCPU__BY_ID);
+	while (c->rc == PERCPU__LEFT);
+}
+
+NOINLINE void right_flag(struct call *c)
+{
+	do
+		c->rc = percpu__try_count_unless(c->p, c->n, c->flag, PERCPU__BY_ID);
+	while (c->rc == PERCPU__LEFT);
+}
+
 NOINLINE void rival_add(struct call *c)
 {
 	percpu_this_add(c->p, c->n);
@@ -123,6 +142,10 @@ NOINLINE void rival_exchange(struct call *c)
 	{                                                                                                              \
 		.name = #name_, .kind = &sum_kind, .run = name_, .rival = rival_add, .n = 1000                         \
 	}
+#define FLAG(name_)                                                                                                    \
+	{                                                                                                              \
+		.name = #name_, .kind = &unless_kind, .run = name_, .rival = rival_add, .object = COUNTER              \
+	}
 #define PUSH(name_)                                                                                                    \
 	{                                                                                                              \
 		.name = #name_, .kind = &put_kind, .run = name_, .take = rival_take, .put = rival_push,                \
@@ -130,9 +153,9 @@ NOINLINE void rival_exchange(struct call *c)
 	}
 
 const struct entry entries[] = {
-	SUM(right_add),       PUSH(right_push), SUM(two_stores),       SUM(starts_late),
-	PUSH(ends_early),     SUM(ends_late),   SUM(ignores_the_gate), SUM(never_armed),
-	SUM(hides_its_abort), SUM(right_in_c),  SUM(two_stores_in_c),
+	SUM(right_add),       PUSH(right_push),      SUM(two_stores),  SUM(starts_late),     PUSH(ends_early),
+	SUM(ends_late),       SUM(ignores_the_gate), SUM(never_armed), SUM(hides_its_abort), SUM(right_in_c),
+	SUM(two_stores_in_c), SUM(hides_its_abort),  FLAG(right_flag), FLAG(flag_outside),
 };
 const unsigned entry_count = sizeof entries / sizeof *entries;
 const bool must_be_wrong = true;

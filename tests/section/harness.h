@@ -38,6 +38,7 @@ extern const char *const interference_names[INTERFERENCES];
 struct call {
 	uint64_t *p;
 	const uint64_t *q;
+	const uint32_t *flag;
 	ptrdiff_t *offset;
 	uint64_t n, expected, expected2, desired;
 	unsigned char *dst;
@@ -63,8 +64,8 @@ struct kind {
 	/* NULL if exact, else what is wrong. */
 	const char *(*check)(const struct call *call);
 };
-extern const struct kind sum_kind, count_kind, store_kind, store2_kind, copy_kind, take_kind, take_all_kind, put_kind,
-	chain_kind, exchange_kind;
+extern const struct kind sum_kind, count_kind, unless_kind, store_kind, store2_kind, copy_kind, take_kind,
+	take_all_kind, put_kind, chain_kind, exchange_kind;
 
 /* One operation to test. */
 struct entry {

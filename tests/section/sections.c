@@ -111,6 +111,14 @@ VARIANTS(FUNCTIONS)
 	{                                                                                                              \
 		c->rc = percpu__try_count(c->p, c->n, by);                                                             \
 	}                                                                                                              \
+	NOINLINE void try_count_release_##v(struct call *c)                                                            \
+	{                                                                                                              \
+		c->rc = percpu__try_count_release(c->p, c->n, by);                                                     \
+	}                                                                                                              \
+	NOINLINE void try_count_unless_##v(struct call *c)                                                             \
+	{                                                                                                              \
+		c->rc = percpu__try_count_unless(c->p, c->n, c->flag, by);                                             \
+	}                                                                                                              \
 	NOINLINE void count_##v(struct call *c)                                                                        \
 	{                                                                                                              \
 		percpu__count(c->p, c->n, by);                                                                         \
@@ -212,6 +220,12 @@ NOINLINE void add_constant(struct call *c)
 		  .exchange = exchange_##v,                                                                            \
 		  .indexed = by },
 
+#define COUNT(name_, kind_, v, by_)                                                                                    \
+	{                                                                                                              \
+		.name = #name_ " " #v, .kind = &kind_, .run = name_##_##v, .rival = count_##v, .indexed = by_,         \
+		.tries = true, .object = COUNTER                                                                       \
+	}
+
 #define STACK(name_, kind_)                                                                                            \
 	{                                                                                                              \
 		.name = #name_, .kind = &kind_, .run = name_, .indexed = PERCPU__BY_ID, .take = stack_pop,             \
@@ -221,6 +235,10 @@ NOINLINE void add_constant(struct call *c)
 const struct entry entries[] = {
 	VARIANTS(ENTRIES) WORDS(count, count_kind, id, PERCPU__BY_ID, .object = COUNTER),
 	WORDS(count, count_kind, cpu, PERCPU__BY_CPU, .object = COUNTER),
+	COUNT(try_count_release, count_kind, id, PERCPU__BY_ID),
+	COUNT(try_count_release, count_kind, cpu, PERCPU__BY_CPU),
+	COUNT(try_count_unless, unless_kind, id, PERCPU__BY_ID),
+	COUNT(try_count_unless, unless_kind, cpu, PERCPU__BY_CPU),
 	{ .name = "counter_add", .kind = &count_kind, .run = counter_add, .rival = count_id, .object = COUNTER },
 	{ .name = "counter_inc",
 	  .kind = &count_kind,

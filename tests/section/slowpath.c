@@ -47,9 +47,10 @@ static void begin(unsigned entry, unsigned which, const char *way, const char *k
 		;
 }
 
-static void end(unsigned entry, unsigned which, const char *way, long where)
+/* @signal: with which it goes on, or 0. */
+static void end(unsigned entry, unsigned which, const char *way, long where, int signal)
 {
-	while (!is_parked(go_on(0)))
+	for (; !is_parked(go_on(signal)); signal = 0)
 		;
 	if (control->wrong && bad++ < MOST_WRONG)
 		printf("wrong: %s, case %u, %s, at its instruction %ld: %s\n", entries[entry].name, which, way, where,
@@ -63,7 +64,7 @@ static void learn(unsigned entry, unsigned which, const char *way)
 	begin(entry, which, way, "learning");
 	for (steps = 0; ip != (uintptr_t)&finish && steps < MOST_STEPS; ip = single_step())
 		at[steps++] = ip;
-	end(entry, which, way, -1);
+	end(entry, which, way, -1, 0);
 	if (steps == MOST_STEPS) {
 		bad++;
 		printf("wrong: %s, case %u, %s: no end after %u steps\n", entries[entry].name, which, way, steps);
@@ -89,6 +90,7 @@ static void single(unsigned entry, unsigned which, const char *way, unsigned ste
 	begin(entry, which, way, "single");
 	do {
 		plant(at[step]);
+		plant((uintptr_t)&finish); /* the check that follows may come by too */
 		ip = step ? go_on(0) : at[0];
 		if (ip != at[step])
 			break;
@@ -96,11 +98,8 @@ static void single(unsigned entry, unsigned which, const char *way, unsigned ste
 			ip = single_step();
 	} while (visits--);
 	unplant_all();
-	if (!is_parked(ip)) {
-		points++;
-		if (!is_parked(go_on(SIGUSR1)))
-			end(entry, which, way, step);
-	}
+	points += ip == at[step];
+	end(entry, which, way, step, ip == at[step] ? SIGUSR1 : 0);
 }
 
 /* Where the subject can go on after a signal: where it was, or where its section's abort leads. */
@@ -133,7 +132,7 @@ static void storm(unsigned entry, unsigned which, const char *way)
 		ip = back == ip ? single_step() : back;
 	}
 	points += count;
-	end(entry, which, way, -1);
+	end(entry, which, way, -1, 0);
 	if (count == MOST_STEPS) {
 		bad++;
 		printf("wrong: %s, case %u, %s: no end under constant signals\n", entries[entry].name, which, way);

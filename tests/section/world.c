@@ -48,6 +48,8 @@ static struct percpu_histogram histogram;
 static struct node *nodes;
 static unsigned char ours[128], theirs[THEIR_LENGTH];
 static ptrdiff_t offset;
+static uint32_t flag; /* ordinary memory; at 1, nobody may count any more */
+static uint64_t sum_at_closing;
 static uintptr_t ending; /* its address ends lists with a nil of their own */
 
 /* Of the present round. */
@@ -158,6 +160,56 @@ static const char *check_sum(const struct call *c)
 		return "lost an addition";
 	if (sum > expected)
 		return "added twice";
+	return NULL;
+}
+
+/* Sums that are closed by a flag: open, closed, closed by the rival. */
+enum { OPEN, CLOSED, CLOSED_BY_RIVAL };
+
+static uint64_t sum_of_all(void)
+{
+	uint64_t sum = 0;
+
+	percpu_for_each_index(i)
+		sum += load(target(i));
+	return sum;
+}
+
+static void setup_unless(unsigned number, struct call *c)
+{
+	setup_sum(number, c);
+	flag = number == CLOSED;
+	c->flag = &flag;
+}
+
+static void interfere_unless(enum interference how, unsigned index)
+{
+	if (which != CLOSED_BY_RIVAL) {
+		interfere_count(how, index);
+		return;
+	}
+	if (!flag) {
+		__atomic_store_n(&flag, 1, __ATOMIC_SEQ_CST);
+		must(percpu_fence());
+		sum_at_closing = sum_of_all();
+		control->changes++;
+	}
+	if (how == UNDER_GATE)
+		sem_post(&control->done);
+}
+
+static const char *check_unless(const struct call *c)
+{
+	uint64_t theirs = which == CLOSED_BY_RIVAL ? 0 : (uint64_t)control->changes * THEIRS;
+
+	if (sum_of_all() != (c->rc == PERCPU__DONE ? c->n : 0) + theirs)
+		return "the result is not what happened";
+	if (c->rc == PERCPU__DIFFERS && which == OPEN)
+		return "found a flag that nobody set";
+	if (c->rc == PERCPU__DONE && which == CLOSED)
+		return "overlooked the flag";
+	if (c->rc == PERCPU__DONE && which == CLOSED_BY_RIVAL && control->changes && sum_at_closing != c->n)
+		return "counted behind the fence of who had set the flag";
 	return NULL;
 }
 
@@ -682,6 +734,7 @@ static const char *check_exchange(const struct call *c)
 
 const struct kind sum_kind = { 1, setup_sum, interfere_sum, check_sum };
 const struct kind count_kind = { 1, setup_sum, interfere_count, check_sum };
+const struct kind unless_kind = { 3, setup_unless, interfere_unless, check_unless };
 const struct kind store_kind = { 2, setup_words, interfere_words, check_words };
 const struct kind store2_kind = { 4, setup_words, interfere_words, check_words };
 const struct kind copy_kind = { LENGTHS + 1, setup_copy, interfere_copy, check_copy };
