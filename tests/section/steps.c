@@ -9,6 +9,7 @@
 #include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/opv.h>
+#include <percpu/spinlock.h>
 #include <percpu/stack.h>
 
 struct cell {
@@ -201,6 +202,38 @@ static void counts(struct cell *c)
 	expect(rc == 0);
 }
 
+static void locks(void)
+{
+	struct percpu_spinlock *lock = percpu_alloc(sizeof *lock, 64), *copy;
+	int rc;
+
+	expect(lock);
+	STEP("spinlock_lock, the first time", copy = percpu_spinlock_lock(lock));
+	expect(copy->held == 1);
+	STEP("spinlock_unlock", percpu_spinlock_unlock(copy));
+	expect(copy->held == 0);
+	/* At full speed it gets its bias, which stepping ends again. */
+	percpu_spinlock_unlock(percpu_spinlock_lock(lock));
+	for (int i = 0; i < 3; i++) {
+		STEP("spinlock_lock", copy = percpu_spinlock_lock(lock));
+		expect(copy->held == 1);
+		percpu_spinlock_unlock(copy);
+		STEP("spinlock_trylock", copy = percpu_spinlock_trylock(lock));
+		expect(copy && copy->held == 1);
+		percpu_spinlock_unlock(copy);
+	}
+	STEP("spinlock_lock_index", rc = percpu_spinlock_lock_index(lock, 0));
+	expect(rc == 0 && lock->held == 1);
+	percpu_spinlock_unlock(lock);
+	STEP("spinlock_lock_all", rc = percpu_spinlock_lock_all(lock));
+	expect(rc == 0 && !percpu_spinlock_trylock(lock));
+	STEP("spinlock_unlock_all", percpu_spinlock_unlock_all(lock));
+	copy = percpu_spinlock_lock(lock);
+	expect(copy->held == 1);
+	percpu_spinlock_unlock(copy);
+	percpu_free(lock);
+}
+
 int main(void)
 {
 	struct percpu_description about;
@@ -211,6 +244,7 @@ int main(void)
 	words(c);
 	lists(c);
 	counts(c);
+	locks();
 	percpu_describe(&about);
 	fprintf(stderr, "mode %s, %u wrong\n", about.mode_name, failed);
 	percpu_free(c);
