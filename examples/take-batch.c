@@ -94,7 +94,7 @@ static void refill(void)
 static void step(uint64_t random, int in_handler)
 {
 	struct batch batch = { .want = (unsigned)(random % 32 + 1) };
-	struct buffer *buffer;
+	struct buffer *buffer, *middle;
 
 	if (!take_batch(lists, &batch)) {
 		percpu_counter_inc(&found_empty);
@@ -109,10 +109,22 @@ static void step(uint64_t random, int in_handler)
 			wrong("a buffer was taken twice");
 	percpu_counter_add(&taken, batch.got);
 	percpu_counter_inc(&batches);
-	buffer = batch.first;
-	for (unsigned i = 0; i < batch.got; i++, buffer = buffer->next)
+	middle = NULL;
+	for (buffer = batch.first; buffer != batch.last; buffer = buffer->next) {
 		__atomic_store_n(&buffer->taken, 0, __ATOMIC_RELAXED);
-	give_back(batch.first, batch.last);
+		if (churn_draw() % 8 == 0)
+			middle = buffer;
+	}
+	__atomic_store_n(&batch.last->taken, 0, __ATOMIC_RELAXED);
+	/* Some in front, the others behind them, so that the lists are never the same again. */
+	if (middle) {
+		struct buffer *rest = middle->next;
+
+		give_back(batch.first, middle);
+		give_back(rest, batch.last);
+	} else {
+		give_back(batch.first, batch.last);
+	}
 }
 
 int main(int argc, char **argv)
