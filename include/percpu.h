@@ -21,5 +21,6 @@
 #include <percpu/timed.h>
 #include <percpu/pool.h>
 #include <percpu/rwlock.h>
+#include <percpu/perf.h>
 
 #endif

@@ -39,6 +39,7 @@ const struct bench *const bench_all[] = {
 	&bench_timed_pair,
 	&bench_pool_pair,
 	&bench_pool_bulk,
+	&bench_perf_read,
 	NULL,
 	/* clang-format on */
 };

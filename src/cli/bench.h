@@ -83,13 +83,13 @@ struct bench_results {
 
 extern const struct bench *const bench_all[]; /* ends with NULL */
 extern const struct bench bench_cpu_number, bench_counter_add, bench_histogram_record,
-	bench_slow_path;                                    /* bench_words.c */
-extern const struct bench bench_c_section_pair;             /* bench_csection.c */
-extern const struct bench bench_stack_pair;                 /* bench_stack.c */
-extern const struct bench bench_fence, bench_opv;           /* bench_gate.c */
-extern const struct bench bench_seqdata_read;               /* bench_seqdata.c */
-extern const struct bench bench_timed_pair;                 /* bench_timed.c */
-extern const struct bench bench_pool_pair, bench_pool_bulk; /* bench_pool.c */
+	bench_slow_path;                                     /* bench_words.c */
+extern const struct bench bench_c_section_pair;              /* bench_csection.c */
+extern const struct bench bench_stack_pair;                  /* bench_stack.c */
+extern const struct bench bench_fence, bench_opv;            /* bench_gate.c */
+extern const struct bench bench_seqdata_read;                /* bench_seqdata.c */
+extern const struct bench bench_timed_pair, bench_perf_read; /* bench_timed.c */
+extern const struct bench bench_pool_pair, bench_pool_bulk;  /* bench_pool.c */
 
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */

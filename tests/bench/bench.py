@@ -26,6 +26,7 @@ NAMES = {
     "pool_pair": {"percpu", "plain_add", "malloc", "mutex", "tls_cache", "ck_stack"},
     "pool_bulk": {"percpu", "singly", "malloc", "mutex", "tls_cache"},
     "seqdata_read": {"percpu", "plain", "version", "cached", "seqlock", "rwlock", "mutex"},
+    "perf_read": {"percpu", "percpu_page", "syscall"},
     "timed_pair": {"percpu", "ticks", "clock_gettime", "getrusage"},
     "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
 }

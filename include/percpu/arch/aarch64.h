@@ -190,6 +190,29 @@
 /* Of a ring's position. */
 #define PERCPU__A_PASS_RELEASE(size) "stlr x13, [x14]\n"
 
+/*
+ * A performance counter (<percpu/perf.h>). Which page tells about it: that of the copy, noted for the caller, or the one that
+ * is given. Then, in x15 the page: its lock, to compare at the end; the counter must be open to user mode, on this CPU now,
+ * and never have shared its counter with another event; its value, of as many bits as the page says, and what was before.
+ * The page is written by this CPU only, so program order is enough. Number 31 is the cycle counter; the others are chosen by
+ * a register that others may change, but not without an abort.
+ */
+#ifndef PERCPU__A_PMC /* w10: number, x11: value. Tests put something else here */
+#define PERCPU__A_PMC                                                                                                  \
+	"cmp w10, #31\n\tb.eq 5f\n\tmsr pmselr_el0, x10\n\tisb\n\tmrs x11, pmxevcntr_el0\n\tb 6f\n5:\n\t"              \
+	"mrs x11, pmccntr_el0\n6:\n\t"
+#endif
+#define PERCPU__SCRATCH_PERF                   "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "cc"
+#define PERCPU__A_PERF_PAGE_OF_COPY(out, left) "str x14, [%[" out "], #8]\n\tldr x15, [x14]\n\tcbz x15, " left "\n\t"
+#define PERCPU__A_PERF_PAGE(page)              "mov x15, %[" page "]\n\t"
+#define PERCPU__A_PERF(left)                                                                                           \
+	"ldr w9, [x15, #8]\n\tldr x10, [x15, #40]\n\ttbz w10, #2, " left "\n\tldr w10, [x15, #12]\n\tcbz w10, " left   \
+	"\n\tsub w10, w10, #1\n\tcmp w10, #31\n\tb.hi " left "\n\tldr x11, [x15, #24]\n\tldr x12, [x15, #32]\n\t"      \
+	"cmp x11, x12\n\tb.ne " left "\n\t" PERCPU__A_PMC                                                              \
+	"ldrh w12, [x15, #48]\n\tneg w12, w12\n\tlsl x11, x11, x12\n\tasr x11, x11, x12\n\t"                           \
+	"ldr x12, [x15, #16]\n\tadd x11, x11, x12\n\tldr w12, [x15, #8]\n\tcmp w12, w9\n\tb.ne " left "\n\t"
+#define PERCPU__A_PERF_COMMIT(out) "str x11, [%[" out "]]\n"
+
 /* Not in a section: 64 bytes that others may be writing, as the reader finds out afterwards. Vectors, and no C access. */
 #define PERCPU__COPY_LINE(to, from)                                                                                    \
 	__asm__ __volatile__("ldp q0, q1, [%2]\n\tldp q2, q3, [%2, #32]\n\tstp q0, q1, [%1]\n\tstp q2, q3, [%1, #32]"  \

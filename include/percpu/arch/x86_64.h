@@ -192,6 +192,25 @@
 /* Of a ring's position. */
 #define PERCPU__A_PASS_RELEASE(size) PERCPU__A_ADD_RELEASE(size)
 
+/*
+ * A performance counter (<percpu/perf.h>). Which page tells about it: that of the copy, noted for the caller, or the one that
+ * is given. Then, in r8 the page: its lock, to compare at the end; the counter must be open to user mode, on this CPU now,
+ * and never have shared its counter with another event; its value, of as many bits as the page says, and what was before.
+ */
+#ifndef PERCPU__A_PMC /* ecx: number; edx:eax: value. Tests put something else here */
+#define PERCPU__A_PMC "rdpmc\n\t"
+#endif
+#define PERCPU__SCRATCH_PERF "rax", "rcx", "rdx", "r8", "r9", "cc"
+#define PERCPU__A_PERF_PAGE_OF_COPY(out, left)                                                                         \
+	"movq %%rax, 8(%[" out "])\n\tmovq (%%rax), %%r8\n\ttestq %%r8, %%r8\n\tje " left "\n\t"
+#define PERCPU__A_PERF_PAGE(page) "movq %[" page "], %%r8\n\t"
+#define PERCPU__A_PERF(left)                                                                                           \
+	"movl 8(%%r8), %%r9d\n\ttestb $4, 40(%%r8)\n\tje " left "\n\tmovl 12(%%r8), %%ecx\n\tsubl $1, %%ecx\n\t"       \
+	"jb " left "\n\tmovq 24(%%r8), %%rdx\n\tcmpq 32(%%r8), %%rdx\n\tjne " left "\n\t" PERCPU__A_PMC                \
+	"shlq $32, %%rdx\n\torq %%rdx, %%rax\n\tmovl $64, %%ecx\n\tsubw 48(%%r8), %%cx\n\tshlq %%cl, %%rax\n\t"        \
+	"sarq %%cl, %%rax\n\taddq 16(%%r8), %%rax\n\tcmpl 8(%%r8), %%r9d\n\tjne " left "\n\t"
+#define PERCPU__A_PERF_COMMIT(out) "movq %%rax, (%[" out "])\n"
+
 /* Not in a section: 64 bytes that others may be writing, as the reader finds out afterwards. Vectors, and no C access. */
 #define PERCPU__COPY_LINE(to, from)                                                                                    \
 	__asm__ __volatile__("movups (%2), %%xmm0\n\tmovups 16(%2), %%xmm1\n\tmovups 32(%2), %%xmm2\n\t"               \
