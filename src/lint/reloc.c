@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* Relocations: of a relocatable file, or those that the dynamic linker would do, packed ones too. */
+/*
+ * Relocations: of a relocatable file, or those that the dynamic linker would do. Packed ones (SHT_RELR) need no reading: the
+ * word that they relocate holds the address as linked, which is what we call it too.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lint/lint.h"
-
-#ifndef SHT_RELR
-#define SHT_RELR 19
-#endif
 
 static int by_address(const void *a, const void *b)
 {
@@ -108,32 +107,6 @@ static int read_table(struct image *image, Elf_Scn *scn, const GElf_Shdr *header
 	return 0;
 }
 
-/* A word with bit 0 clear is an address; one with bit 0 set has a bit for each of the 63 words behind the last address. */
-static int read_packed(struct image *image, Elf_Scn *scn, size_t *room)
-{
-	Elf_Data *data = elf_rawdata(scn, NULL);
-	uint64_t next = 0;
-
-	for (size_t i = 0; data && data->d_buf && i + 8 <= data->d_size; i += 8) {
-		uint64_t word = image_word(image, (const uint8_t *)data->d_buf + i, 8);
-
-		for (unsigned bit = 0; bit < 64; bit++) {
-			struct reloc *reloc;
-
-			if (word & 1 ? !bit || !(word >> bit & 1) : bit)
-				continue;
-			reloc = add(image, room);
-			if (!reloc)
-				return -ENOMEM;
-			reloc->where = word & 1 ? next + (bit - 1) * 8 : word;
-			reloc->type = image->port->reloc_relative;
-			reloc->in_place = true;
-		}
-		next = word & 1 ? next + 63 * 8 : word + 8;
-	}
-	return 0;
-}
-
 int relocs_read(struct image *image, const char **why)
 {
 	Elf_Scn *scn = NULL;
@@ -148,8 +121,6 @@ int relocs_read(struct image *image, const char **why)
 			continue;
 		if (header.sh_type == SHT_RELA || header.sh_type == SHT_REL)
 			r = read_table(image, scn, &header, &room);
-		else if (header.sh_type == SHT_RELR && !image->relocatable)
-			r = read_packed(image, scn, &room);
 	}
 	if (!r && image->reloc_count)
 		qsort(image->relocs, image->reloc_count, sizeof(*image->relocs), by_address);

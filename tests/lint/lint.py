@@ -191,6 +191,9 @@ def linked():
                 continue
             made += 1
             after = judged(out)
+            named = [line for line in lint(out)[1] if ": call_somebody+" in line]
+            check(f"{' '.join(command + options)}: knows who is called",
+                  len(named) == 1 and "calls somebody inside" in named[0], *named)
             check(f"{' '.join(command + options)}: as before", before == after,
                   *(f"{name}: {rules} and {after.get(name)}" for name, rules in before.items() if rules != after.get(name)))
     return made
