@@ -251,7 +251,7 @@ static void decode_single(const struct image *image, uint32_t word, struct insn 
 		if (access->index == 31)
 			access->index = NO_REGISTER;
 	} else if (field(word, 10, 2) != 0) { /* ldraa, ldrab */
-		access = add_access(insn, true, base, 0, 8);
+		add_access(insn, true, base, 0, 8);
 		writes(insn, reg);
 		if (field(word, 11, 1))
 			insn->writes |= 1u << base;
@@ -260,9 +260,9 @@ static void decode_single(const struct image *image, uint32_t word, struct insn 
 		unsigned what = field(word, 12, 4);
 
 		if (what == 12) { /* ldapr */
-			access = add_access(insn, true, base, 0, size);
+			add_access(insn, true, base, 0, size);
 		} else if (scale == 3 && what >= 9 && what <= 13 && !field(word, 23, 1)) { /* 64 bytes */
-			access = add_access(insn, what == 13, base, 0, 64);
+			add_access(insn, what == 13, base, 0, 64);
 			insn->single = false;
 		} else {
 			access = add_access(insn, true, base, 0, size);

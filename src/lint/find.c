@@ -108,18 +108,6 @@ static int read_pointers(const struct image *image, const struct part *part, str
 	return r;
 }
 
-static bool signed_abort(const struct image *image, uint64_t abort)
-{
-	const uint8_t *code;
-	size_t size = 0;
-
-	if (abort < 4 || !in_code(image, abort - 4))
-		return false;
-	code = image_bytes(image, abort - 4, &size);
-	return code && size > 4 &&
-	       (code[0] | code[1] << 8 | code[2] << 16 | (uint32_t)code[3] << 24) == image->port->signature;
-}
-
 static int search(const struct image *image, const struct part *part, struct sections *out)
 {
 	/* Descriptors are aligned to at least a word, or the kernel would not find them either. */
@@ -131,7 +119,7 @@ static int search(const struct image *image, const struct part *part, struct sec
 	for (uint64_t i = first; !r && i + DESCRIPTOR_SIZE <= part->size; i += 8) {
 		uint64_t at = part->address + i, start, abort;
 
-		if (image_pointer(image, at + 24, &abort) && signed_abort(image, abort) &&
+		if (image_pointer(image, at + 24, &abort) && in_code(image, abort) && image_signed(image, abort) &&
 		    image_pointer(image, at + 8, &start) && in_code(image, start))
 			r = add(image, out, at, NULL);
 	}

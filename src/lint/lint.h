@@ -173,6 +173,8 @@ const struct part *image_part_by_index(const struct image *image, size_t index);
 /* The bytes at @address, *size of them to the end of their ELF section; NULL if there are none. */
 const uint8_t *image_bytes(const struct image *image, uint64_t address, size_t *size);
 uint64_t image_word(const struct image *image, const uint8_t *bytes, unsigned size);
+/* Whether the 4 bytes before @address are the port's signature; instructions are little-endian everywhere. */
+bool image_signed(const struct image *image, uint64_t address);
 /* A word of 8 bytes at @address, relocated. */
 bool image_pointer(const struct image *image, uint64_t address, uint64_t *value);
 const char *image_string(const struct image *image, uint64_t address);

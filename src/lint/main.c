@@ -91,29 +91,30 @@ static bool judge_file(struct report *report, const char *file)
 	return r == 0;
 }
 
-int main(int argc, char **argv)
-{
-	struct allowance *allowed = calloc((size_t)argc, sizeof(*allowed));
-	struct report report = { .allowed = allowed };
-	bool require = false, trouble = false;
-	int option, status;
+struct settings {
+	struct report report;
+	bool require;
+};
 
-	if (!allowed)
-		return usage("there is not enough memory", "");
+/* The exit status if that was all, or -1. */
+static int read_options(int argc, char **argv, struct allowance *allowed, struct settings *settings)
+{
+	int option;
+
 	opterr = 0;
 	while ((option = getopt_long(argc, argv, ":hv", options, NULL)) != -1) {
 		switch (option) {
 		case 'v':
-			report.verbose = true;
+			settings->report.verbose = true;
 			break;
 		case OPTION_JSON:
-			report.json = true;
+			settings->report.json = true;
 			break;
 		case OPTION_REQUIRE:
-			require = true;
+			settings->require = true;
 			break;
 		case OPTION_ALLOW:
-			if (!parse_allowance(optarg, &allowed[report.allowed_count++]))
+			if (!parse_allowance(optarg, &allowed[settings->report.allowed_count++]))
 				return usage("only store or store:SYMBOL can be allowed, not ", optarg);
 			break;
 		case OPTION_VERSION:
@@ -129,22 +130,45 @@ int main(int argc, char **argv)
 			return usage("unknown option ", argv[optind - 1]);
 		}
 	}
-	if (optind == argc)
-		return usage("which objects?", "");
-	if (elf_version(EV_CURRENT) == EV_NONE || disasm_open() || report_begin(&report))
-		return usage("libelf, capstone or jansson do not work here", "");
+	return optind < argc ? -1 : usage("which objects?", "");
+}
+
+static int judge_files(int argc, char **argv, struct settings *settings)
+{
+	struct report *report = &settings->report;
+	bool trouble = false;
+
+	if (elf_version(EV_CURRENT) == EV_NONE || disasm_open() || report_begin(report)) {
+		fputs("percpu-lint: libelf, capstone or jansson do not work here\n", stderr);
+		return EXIT_TROUBLE;
+	}
 	for (int i = optind; i < argc; i++)
-		trouble |= !judge_file(&report, argv[i]);
-	if (report_end(&report) || fflush(stdout) || ferror(stdout)) {
-		fprintf(stderr, "percpu-lint: cannot write to standard output\n");
+		trouble |= !judge_file(report, argv[i]);
+	if (report_end(report) || fflush(stdout) || ferror(stdout)) {
+		fputs("percpu-lint: cannot write to standard output\n", stderr);
 		trouble = true;
 	}
 	disasm_close();
-	free(allowed);
-	status = report.findings ? EXIT_FINDINGS : EXIT_CLEAN;
-	if (require && !report.sections && !trouble) {
-		fprintf(stderr, "percpu-lint: there is no section in these objects\n");
-		status = EXIT_FINDINGS;
+	if (trouble)
+		return EXIT_TROUBLE;
+	if (settings->require && !report->sections) {
+		fputs("percpu-lint: there is no section in these objects\n", stderr);
+		return EXIT_FINDINGS;
 	}
-	return trouble ? EXIT_TROUBLE : status;
+	return report->findings ? EXIT_FINDINGS : EXIT_CLEAN;
+}
+
+int main(int argc, char **argv)
+{
+	struct allowance *allowed = calloc((size_t)argc + 1, sizeof(*allowed));
+	struct settings settings = { .report = { .allowed = allowed } };
+	int status = EXIT_TROUBLE;
+
+	if (allowed) {
+		status = read_options(argc, argv, allowed, &settings);
+		if (status < 0)
+			status = judge_files(argc, argv, &settings);
+		free(allowed);
+	}
+	return status;
 }

@@ -80,7 +80,7 @@ static int read_parts(struct image *image, size_t count, const char **why)
 		image->part_count++;
 	}
 	qsort(image->parts, image->part_count, sizeof(*image->parts), by_address);
-	image->by_index = calloc(count, sizeof(struct part *));
+	image->by_index = calloc(count, sizeof(const void *));
 	if (!image->by_index)
 		return -ENOMEM;
 	image->index_count = count;
@@ -199,6 +199,16 @@ uint64_t image_word(const struct image *image, const uint8_t *bytes, unsigned si
 	for (unsigned i = 0; i < size; i++)
 		word |= (uint64_t)bytes[image->big_endian ? size - 1 - i : i] << (8 * i);
 	return word;
+}
+
+bool image_signed(const struct image *image, uint64_t address)
+{
+	size_t size = 0;
+	const uint8_t *code = address >= 4 ? image_bytes(image, address - 4, &size) : NULL;
+
+	return code && size > 4 &&
+	       (code[0] | (uint32_t)code[1] << 8 | (uint32_t)code[2] << 16 | (uint32_t)code[3] << 24) ==
+		       image->port->signature;
 }
 
 bool image_pointer(const struct image *image, uint64_t address, uint64_t *value)

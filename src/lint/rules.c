@@ -315,8 +315,7 @@ static void judge_code(struct judge *judge)
 static bool judge_descriptor(struct judge *judge)
 {
 	const struct section *section = judge->section;
-	size_t size = 0, code_size = 0;
-	const uint8_t *code;
+	size_t code_size = 0;
 
 	if (section->broken) {
 		tell(judge, RULE_SIGNATURE, section->descriptor, "the descriptor does not point to code");
@@ -326,11 +325,9 @@ static bool judge_descriptor(struct judge *judge)
 		tell(judge, RULE_SIGNATURE, section->start, "the descriptor is not aligned to 32 bytes");
 	if (section->version || section->flags)
 		tell(judge, RULE_SIGNATURE, section->start, "the descriptor's version and flags are not 0");
-	code = section->abort >= 4 ? image_bytes(judge->image, section->abort - 4, &size) : NULL;
 	if (in_range(section, section->abort))
 		tell(judge, RULE_SIGNATURE, section->start, "the abort label stands inside the section");
-	else if (!code || size < 4 ||
-		 (code[0] | code[1] << 8 | code[2] << 16 | (uint32_t)code[3] << 24) != judge->image->port->signature)
+	else if (!image_signed(judge->image, section->abort))
 		tell(judge, RULE_SIGNATURE, section->start, "no signature stands before the abort label");
 	if (section->kind == SECTION_C && (section->body != section->start || section->entry <= section->start ||
 					   !in_range(section, section->entry))) {
