@@ -154,7 +154,7 @@ static void in_child(void)
 	percpu__block_signals(&saved);
 	child_id = percpu__task_id();
 	percpu__fork_count++;
-	/* What its parent was measuring (<percpu/timed.h>) has been interrupted. */
+	/* What its parent was measuring (<percpu/timed.h>) has been interrupted. Kernels so far do this themselves. */
 	if (percpu__private.state == PERCPU__REGISTERED)
 		percpu__true_area()->rseq_cs = 0;
 	if (nested) {

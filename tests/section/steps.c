@@ -9,8 +9,10 @@
 #include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/opv.h>
+#include <percpu/seqdata.h>
 #include <percpu/spinlock.h>
 #include <percpu/stack.h>
+#include <percpu/timed.h>
 
 struct cell {
 	uint64_t word, other;
@@ -202,6 +204,36 @@ static void counts(struct cell *c)
 	expect(rc == 0);
 }
 
+static int64_t derive(const struct percpu_seqdata *from, void *out, void *arg)
+{
+	(void)arg;
+	return percpu_seqdata_read(from, out, 64);
+}
+
+static void values(void)
+{
+	char first[64] = "first", second[64] = "second", out[64] = "";
+	struct percpu_timed_result result;
+	struct percpu_seqdata *seqdata;
+	struct percpu_cached cached;
+	struct percpu_timed timed;
+	int64_t version;
+	bool clean;
+
+	expect(percpu_seqdata_create(64, first, &seqdata) == 0);
+	expect(percpu_cached_init(&cached, seqdata, 64, derive, NULL) == 0);
+	STEP("seqdata_write", version = percpu_seqdata_write(seqdata, second, 64));
+	expect(version == 2);
+	STEP("seqdata_read", version = percpu_seqdata_read(seqdata, out, 64));
+	expect(version == 2 && !strcmp(out, "second"));
+	STEP("cached_read that derives", version = percpu_cached_read(&cached, out, 64));
+	expect(version == 2 && !strcmp(out, "second"));
+	STEP("timed", percpu_timed_begin(&timed), clean = percpu_timed_end(&timed, &result));
+	expect(!clean);
+	percpu_cached_destroy(&cached);
+	percpu_seqdata_free(seqdata);
+}
+
 static void locks(void)
 {
 	struct percpu_spinlock *lock = percpu_alloc(sizeof *lock, 64), *copy;
@@ -244,6 +276,7 @@ int main(void)
 	words(c);
 	lists(c);
 	counts(c);
+	values();
 	locks();
 	percpu_describe(&about);
 	fprintf(stderr, "mode %s, %u wrong\n", about.mode_name, failed);

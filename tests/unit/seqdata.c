@@ -572,6 +572,51 @@ static void derived_once_for_each_index(void **state)
 	sched_setaffinity(0, sizeof everywhere, &everywhere);
 }
 
+/* Is overtaken while it derives: by a newer value, which is derived and published meanwhile. */
+static int64_t overtaken_while_deriving(const struct percpu_seqdata *from, void *out, void *arg)
+{
+	unsigned *count = arg;
+	int64_t version = percpu_seqdata_read(from, out, sizeof(uint64_t));
+
+	if (++*count == 1) {
+		uint64_t newer = 2000, found = 0;
+
+		percpu_seqdata_write(common, &newer, sizeof newer);
+		if (percpu_cached_read(&derived, &found, sizeof found) != 2 || found != newer)
+			return -EIO;
+	}
+	return version;
+}
+
+static void what_is_older_does_not_replace_what_is_newer(void **state)
+{
+	cpu_set_t everywhere;
+
+	(void)state;
+	sched_getaffinity(0, sizeof everywhere, &everywhere);
+	unit_pin(sched_getcpu());
+	for (enum percpu__force force = PERCPU__FORCE_OFF; force <= PERCPU__FORCE_REMAINDER; force++) {
+		uint64_t first = 1000, found = 0;
+		unsigned count = 0;
+
+		percpu__thread_force(force);
+		common = made(sizeof first, &first);
+		assert_int_equal(percpu_cached_init(&derived, common, sizeof found, overtaken_while_deriving, &count),
+				 0);
+		/* What it has made is right, but old. */
+		assert_int_equal(percpu_cached_read(&derived, &found, sizeof found), 1);
+		assert_int_equal(found, first);
+		assert_int_equal(count, 2);
+		assert_int_equal(percpu_cached_read(&derived, &found, sizeof found), 2);
+		assert_int_equal(found, 2000);
+		assert_int_equal(count, 2);
+		percpu_cached_destroy(&derived);
+		percpu_seqdata_free(common);
+	}
+	percpu__thread_force(PERCPU__FORCE_OFF);
+	sched_setaffinity(0, sizeof everywhere, &everywhere);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -584,6 +629,7 @@ int main(void)
 		cmocka_unit_test(forks_between_writes),
 		cmocka_unit_test(between_processes),
 		cmocka_unit_test(derived_once_for_each_index),
+		cmocka_unit_test(what_is_older_does_not_replace_what_is_newer),
 	};
 
 	return unit_main(tests);
