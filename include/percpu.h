@@ -20,6 +20,7 @@
 #include <percpu/record_ring.h>
 #include <percpu/timed.h>
 #include <percpu/pool.h>
+#include <percpu/ref.h>
 #include <percpu/rwlock.h>
 #include <percpu/perf.h>
 

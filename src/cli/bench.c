@@ -40,6 +40,10 @@ const struct bench *const bench_all[] = {
 	&bench_pool_pair,
 	&bench_pool_bulk,
 	&bench_perf_read,
+	&bench_rwlock_read_pair,
+	&bench_rwlock_write_pair,
+	&bench_ref_pair,
+	&bench_ref_kill,
 	NULL,
 	/* clang-format on */
 };

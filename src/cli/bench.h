@@ -90,6 +90,9 @@ extern const struct bench bench_fence, bench_opv;            /* bench_gate.c */
 extern const struct bench bench_seqdata_read;                /* bench_seqdata.c */
 extern const struct bench bench_timed_pair, bench_perf_read; /* bench_timed.c */
 extern const struct bench bench_pool_pair, bench_pool_bulk;  /* bench_pool.c */
+extern const struct bench bench_rwlock_read_pair, bench_rwlock_write_pair, bench_ref_pair,
+	bench_ref_kill;                                     /* bench_rwlock.c */
+extern const struct bench bench_pool_pair, bench_pool_bulk; /* bench_pool.c */
 
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */
