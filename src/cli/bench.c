@@ -34,6 +34,8 @@ const struct bench *const bench_all[] = {
 	&bench_histogram_record,
 	&bench_fence,
 	&bench_opv,
+	&bench_spinlock_pair,
+	&bench_spinlock_remote,
 	&bench_slow_path,
 	&bench_seqdata_read,
 	&bench_timed_pair,

@@ -93,6 +93,8 @@ extern const struct bench bench_pool_pair, bench_pool_bulk;  /* bench_pool.c */
 extern const struct bench bench_rwlock_read_pair, bench_rwlock_write_pair, bench_ref_pair,
 	bench_ref_kill;                                     /* bench_rwlock.c */
 extern const struct bench bench_pool_pair, bench_pool_bulk; /* bench_pool.c */
+/* bench_spinlock.c */
+extern const struct bench bench_spinlock_pair, bench_spinlock_remote;
 
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */

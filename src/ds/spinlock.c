@@ -323,8 +323,11 @@ static int lock_with_all(struct percpu_spinlock *copy)
 	if (!(load_bias(copy) & CLOSING)) {
 		int rc;
 
-		/* In this order: its last holder may have set the bias before he unlocked. */
-		if (!load(&copy->held) && !(load_bias(copy) & BIASED))
+		/*
+		 * In this order. Once it is seen free, nobody can set the bias any more, nor lock it by compare-and-swap. Then no
+		 * bias, no section under way; but one may have locked it before that was ended.
+		 */
+		if (!load(&copy->held) && !(load_bias(copy) & BIASED) && !load(&copy->held))
 			return 0;
 		rc = end_bias(copy) ? percpu_fence() : 0;
 		if (rc)

@@ -28,6 +28,8 @@ NAMES = {
     "seqdata_read": {"percpu", "plain", "version", "cached", "seqlock", "rwlock", "mutex"},
     "perf_read": {"percpu", "percpu_page", "syscall"},
     "timed_pair": {"percpu", "ticks", "clock_gettime", "getrusage"},
+    "spinlock_pair": {"percpu", "pthread_spin", "pthread_spin_percpu", "pthread_mutex"},
+    "spinlock_remote": {"percpu", "percpu_biased", "percpu_all", "pthread_spin"},
     "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
 }
 
