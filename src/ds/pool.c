@@ -208,12 +208,11 @@ static void lock(struct percpu__depot *depot, bool look, uint64_t *saved)
 }
 
 /* Opens the own magazine if it is closed and may be opened. */
-static bool open_magazine(struct percpu__depot *depot)
+static void open_magazine(struct percpu__depot *depot)
 {
-	if (depot->scarce || depot->lock.under_way || !percpu_this_store_if_eq(depot->word, 0, empty(depot)))
-		return false;
-	depot->open++;
-	return true;
+	if (!depot->scarce && !depot->lock.under_way &&
+	    percpu__slow_store_if_eq(depot->word, 0, empty(depot), PERCPU__BY_ID, PERCPU__RELAXED) == PERCPU__DONE)
+		depot->open++;
 }
 
 /* Half of what is left at most, so that the last objects do not all end in one magazine. */
