@@ -11,6 +11,7 @@
 #include <percpu/opv.h>
 #include <percpu/seqdata.h>
 #include <percpu/spinlock.h>
+#include <percpu/pool.h>
 #include <percpu/stack.h>
 #include <percpu/timed.h>
 
@@ -176,6 +177,28 @@ static void lists(struct cell *c)
 	percpu_stack_destroy(&stack);
 }
 
+/* From the depot, within a magazine, and back. */
+static void pools(void)
+{
+	struct percpu_pool pool;
+	struct percpu_pool_stats stats;
+	void *one[2] = { NULL, NULL }, *some[3];
+	bool did;
+
+	expect(percpu_pool_init(&pool, 20000, 8, 16, 0) == 0);
+	for (int i = 0; i < 2; i++)
+		STEP("pool_get", one[i] = percpu_pool_get(&pool));
+	expect(one[0] && one[1] && one[0] != one[1]);
+	STEP("pool_get_bulk", did = percpu_pool_get_bulk(&pool, some, 3));
+	expect(did);
+	STEP("pool_put_bulk", percpu_pool_put_bulk(&pool, some, 3));
+	for (int i = 0; i < 2; i++)
+		STEP("pool_put", percpu_pool_put(&pool, one[i]));
+	STEP("pool_trim", percpu_pool_trim(&pool, SIZE_MAX));
+	expect(percpu_pool_stats(&pool, &stats) == 0 && stats.out == 0 && stats.strays == 0);
+	expect(percpu_pool_destroy(&pool) == 0);
+}
+
 static void counts(struct cell *c)
 {
 	struct percpu_op op = { .op = PERCPU_OP_ADD, .len = 8, .dst = &c->word, .value = 9 };
@@ -275,6 +298,7 @@ int main(void)
 		return 1;
 	words(c);
 	lists(c);
+	pools();
 	counts(c);
 	values();
 	locks();
