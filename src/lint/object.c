@@ -91,11 +91,11 @@ static int read_parts(struct image *image, size_t count, const char **why)
 
 static const struct port *port_of(const GElf_Ehdr *header)
 {
-	static const struct port *const ports[] = { &lint_x86_64, &lint_aarch64 };
+	static const struct port *const ports[] = { &lint_x86_64, &lint_aarch64, NULL };
 
-	for (size_t i = 0; i < sizeof(ports) / sizeof(*ports); i++)
-		if (ports[i]->machine == header->e_machine)
-			return ports[i];
+	for (const struct port *const *port = ports; *port; port++)
+		if ((*port)->machine == header->e_machine)
+			return *port;
 	return NULL;
 }
 
@@ -107,6 +107,9 @@ int image_open(struct image *image, const char *file, void *bytes, size_t size, 
 
 	memset(image, 0, sizeof(*image));
 	image->file = file;
+	*why = "it is LLVM's intermediate code; check what is linked from it";
+	if (size >= 4 && !memcmp(bytes, "BC\xc0\xde", 4))
+		return -EINVAL;
 	*why = "it is no ELF file";
 	if (size < SELFMAG || memcmp(bytes, ELFMAG, SELFMAG))
 		return -EINVAL;

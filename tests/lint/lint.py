@@ -240,6 +240,8 @@ def files():
     ends("an empty file", 2, WORK / "empty", says="no ELF file")
     (WORK / "empty.a").write_bytes(b"!<arch>\n")
     ends("an empty archive", 0, WORK / "empty.a")
+    (WORK / "code.bc").write_bytes(b"BC\xc0\xde" + bytes(60))
+    ends("bitcode", 2, WORK / "code.bc", says="intermediate code")
     (WORK / "thin").write_bytes(b"\x7fELF")
     ends("a header only", 2, WORK / "thin")
     other = bytearray(good.read_bytes())
@@ -249,7 +251,8 @@ def files():
     other[4] = 1
     (WORK / "small.o").write_bytes(other)
     ends("32 bits", 2, WORK / "small.o")
-    run("objcopy", "--only-keep-debug", good, WORK / "debug")
+    if run("objcopy", "--only-keep-debug", good, WORK / "debug").returncode == 0:
+        ends("debugging information only", 2, WORK / "debug", says="no code")
 
     alone = lint(bad)[1]
     for flags, members in ("rcs", [bad, none, good]), ("rcsT", [bad, none]), ("rcs", [good]):
