@@ -81,7 +81,8 @@ PERCPU_API void percpu__pool_put_bulk_slow(const struct percpu_pool *pool, void 
 /* clang-format off */
 /* As PERCPU__LEAVE_WORD, for sections that may find nothing: they go to 11 and return 0. */
 #define PERCPU__LEAVE_WORD_OR_NONE                                                                                     \
-	PERCPU__LEAVE_WORD PERCPU__A_COLD "11:\n\t" PERCPU__A_SET("out", "0") PERCPU__A_JUMP("2b") PERCPU__A_COLD_END
+	PERCPU__LEAVE_WORD PERCPU__A_COLD "11:\n\t" PERCPU__A_SET("out", "0") PERCPU__A_JUMP("2b") PERCPU__A_COLD_END        \
+	PERCPU__EXIT("11b")
 /* clang-format on */
 
 /* Takes the last object. @first: the lowest word with which there is one. Returns it, 0 or PERCPU__LEFT_WORD. */

@@ -85,7 +85,7 @@ struct percpu_runqueue {
 	PERCPU__A_SET_AT(PERCPU__T2, PERCPU__T0, "16")                                                                 \
 	PERCPU__A_GET(PERCPU__T1, "%[out]", "0") PERCPU__A_NULL_LAST("out", "8")
 #define PERCPU__RUNQUEUE_ARRIVED                                                                                       \
-	PERCPU__A_COLD "11:\n\t" PERCPU__A_SET("out", "2") PERCPU__A_JUMP("2b") PERCPU__A_COLD_END
+	PERCPU__A_COLD "11:\n\t" PERCPU__A_SET("out", "2") PERCPU__A_JUMP("2b") PERCPU__A_COLD_END PERCPU__EXIT("11b")
 /* clang-format on */
 
 #define PERCPU__RUNQUEUE_SECTION(what)                                                                                 \

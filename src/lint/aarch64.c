@@ -154,7 +154,7 @@ static bool decode_branch(const struct image *image, uint32_t word, struct insn 
 				insn->state = "changes the floating-point status";
 			else if (to == 0x5e82 || to == 0x5e85)
 				insn->state = "changes the thread pointer";
-			else if (to != 0x5a10)
+			else if (to != 0x5a10 && to != 0x5ce5) /* nzcv; pmselr_el0, which only selects a counter */
 				insn->state = "changes a system register";
 		} else if (!field(word, 19, 3) && field(word, 12, 4) == 4 &&
 			   (field(word, 16, 3) || field(word, 5, 3) > 2)) {

@@ -296,6 +296,9 @@ static void judge_code(struct judge *judge)
 {
 	size_t count = judge->code.count;
 
+	/* What begins with a trap is never run: a mere marker, whose descriptor tells by disappearing of an interruption. */
+	if (judge->section->kind == SECTION_ASM && count && judge->code.insns[0].flow == FLOW_TRAP)
+		return;
 	for (size_t i = 0; i < count; i++) {
 		const struct insn *insn = &judge->code.insns[i];
 		bool last = i + 1 == count;

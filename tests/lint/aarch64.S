@@ -117,6 +117,10 @@ BEGIN good_padding
 1:	str x2, [x3]
 FINISH good_padding
 
+BEGIN good_marker
+	brk #1
+FINISH good_marker
+
 BEGIN calls
 	EXPECT call
 	bl somebody
@@ -302,6 +306,7 @@ BEGIN states
 	EXPECT state
 	msr tpidr_el0, x2
 	mrs x2, fpcr
+	msr pmselr_el0, x2
 	str x2, [x3]
 FINISH states
 

@@ -114,6 +114,10 @@ BEGIN good_padding
 1:	movq %rsi, (%rdx)
 FINISH good_padding
 
+BEGIN good_marker
+	ud2
+FINISH good_marker
+
 BEGIN calls
 	EXPECT call
 	call somebody
