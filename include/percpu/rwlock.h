@@ -3,25 +3,26 @@
  * Reader-writer locks whose readers write nothing that another CPU writes.
  *
  * A reader counts itself in on its own copy and out on whichever copy it is by then: one section each, no atomic
- * instruction, so readers on any number of CPUs do not disturb each other. A writer pays for that: it says that the lock is
- * closed, fences all CPUs (percpu_fence()), and waits until as many have left as entered. For data that is read all the
- * time and changed now and then.
+ * instruction, so readers on any number of CPUs do not disturb each other. A writer pays for that: it says that the
+ * lock is closed, fences all CPUs (percpu_fence()), and waits until as many have left as entered. For data that is read
+ * all the time and changed now and then.
  *
- * Who waits for whom. A reader that comes while a writer holds the lock or waits for readers to leave, waits for that one
- * writer only: when it unlocks (or gives up), all readers that waited get in, before any other writer. A writer waits for
- * the writers that queued before it, and for the readers that entered before it closed the lock: new ones cannot overtake
- * it. So neither side starves the other. Writers are woken in the order in which they went to sleep.
+ * Who waits for whom. A reader that comes while a writer holds the lock or waits for readers to leave, waits for that
+ * one writer only: when it unlocks (or gives up), all readers that waited get in, before any other writer. A writer
+ * waits for the writers that queued before it, and for the readers that entered before it closed the lock: new ones
+ * cannot overtake it. So neither side starves the other. Writers are woken in the order in which they went to sleep.
  *
  * What may be done:
  *   - A read lock may be released by another thread than the one that took it. So may a write lock.
- *   - Taking a read lock again with percpu_rwlock_read_lock() deadlocks if a writer has come in between, as it does with
- *     most fair locks. percpu_rwlock_read_lock_again() is for that.
- *   - In a signal handler: percpu_rwlock_read_trylock(), _read_lock_again() (if it is known that this thread holds one),
- *     _read_unlock() and _write_trylock() are async-signal-safe at any instruction. The functions that wait are correct
- *     there only if the interrupted thread does not hold the lock and is not about to take it.
+ *   - Taking a read lock again with percpu_rwlock_read_lock() deadlocks if a writer has come in between, as it does
+ *     with most fair locks. percpu_rwlock_read_lock_again() is for that.
+ *   - In a signal handler: percpu_rwlock_read_trylock(), _read_lock_again() (if it is known that this thread holds
+ *     one), _read_unlock() and _write_trylock() are async-signal-safe at any instruction. The functions that wait are
+ *     correct there only if the interrupted thread does not hold the lock and is not about to take it.
  *   - fork: the child has the lock as it was at that moment. What the forking thread held it holds there; what other
- *     threads held, or were taking, stays held in the child. Who wants to use the lock in the child takes it for writing
- *     before the fork, and unlocks it in parent and child. (With _Fork or a raw system call it must be made anew there.)
+ *     threads held, or were taking, stays held in the child. Who wants to use the lock in the child takes it for
+ *     writing before the fork, and unlocks it in parent and child. (With _Fork or a raw system call it must be made
+ *     anew there.)
  *   - Not between processes: the fence is the process's own.
  *
  * Sources: Desnoyers' and McKenney's asymmetric fences and sleepable RCU's two counts (Linux's SRCU), Brandenburg and
@@ -38,7 +39,7 @@ PERCPU_BEGIN_DECLS
 struct percpu_rwlock {
 	uint64_t *
 		entered; /* per-CPU: how many readers entered there, and in the next word how many left; only counted up */
-	uint32_t closed; /* 0: readers may enter; written by the one writer, rarely, read by all */
+	uint32_t open; /* 0: closed; else percpu__remainder; written by the one writer, rarely, read by all */
 	/* What waiting readers and writers write must not share a cache line with what every reader reads. */
 	char apart[128];
 	uint64_t queue;   /* phase, whether there is a writer, how many readers wait */
@@ -56,7 +57,6 @@ struct percpu_rwlock {
 PERCPU_API int percpu__rwlock_read_slow(struct percpu_rwlock *lock, uint64_t ns) PERCPU__COLD;
 PERCPU_API void percpu__rwlock_again_slow(struct percpu_rwlock *lock) PERCPU__COLD;
 PERCPU_API void percpu__rwlock_leave_slow(struct percpu_rwlock *lock) PERCPU__COLD;
-PERCPU_API void percpu__rwlock_left(struct percpu_rwlock *lock) PERCPU__COLD;
 
 /**
  * percpu_rwlock_init - make a lock that nobody holds.
@@ -68,20 +68,20 @@ PERCPU_API int percpu_rwlock_init(struct percpu_rwlock *lock);
 /**
  * percpu_rwlock_destroy - free what init allocated.
  *
- * Nobody may hold it, wait for it, or still be inside any of these functions (unlocking included). Does nothing for NULL or
- * the second time.
+ * Nobody may hold it, wait for it, or still be inside any of these functions (unlocking included). Does nothing for
+ * NULL or the second time.
  */
 PERCPU_API void percpu_rwlock_destroy(struct percpu_rwlock *lock);
 
 /**
  * percpu_rwlock_read_lock - enter as a reader.
  *
- * Everything that the last writer did is visible then. One section, if the lock is open. Waits for one writer at most (see
- * above); wait-free if there is none.
+ * Everything that the last writer did is visible then. One section, if the lock is open. Waits for one writer at most
+ * (see above); wait-free if there is none.
  */
 PERCPU__INLINE void percpu_rwlock_read_lock(struct percpu_rwlock *lock)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_unless(lock->entered, 1, &lock->closed, PERCPU__BY_ID)) !=
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID)) !=
 			     PERCPU__DONE))
 		(void)percpu__rwlock_read_slow(lock, PERCPU__RWLOCK_FOREVER);
 }
@@ -93,7 +93,7 @@ PERCPU__INLINE void percpu_rwlock_read_lock(struct percpu_rwlock *lock)
  */
 PERCPU__INLINE int percpu_rwlock_read_trylock(struct percpu_rwlock *lock)
 {
-	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_count_unless(lock->entered, 1, &lock->closed, PERCPU__BY_ID)) ==
+	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID)) ==
 			   PERCPU__DONE))
 		return 0;
 	return percpu__rwlock_read_slow(lock, 0);
@@ -107,7 +107,7 @@ PERCPU__INLINE int percpu_rwlock_read_trylock(struct percpu_rwlock *lock)
  */
 PERCPU__INLINE int percpu_rwlock_read_timedlock(struct percpu_rwlock *lock, uint64_t ns)
 {
-	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_count_unless(lock->entered, 1, &lock->closed, PERCPU__BY_ID)) ==
+	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID)) ==
 			   PERCPU__DONE))
 		return 0;
 	return percpu__rwlock_read_slow(lock, ns);
@@ -128,43 +128,41 @@ PERCPU__INLINE void percpu_rwlock_read_lock_again(struct percpu_rwlock *lock)
 /**
  * percpu_rwlock_read_unlock - leave as a reader.
  *
- * What was done inside comes before what the next writer does. One section and a test, and a system call if a writer sleeps
+ * What was done inside comes before what the next writer does. One section, and a system call if a writer sleeps
  * until it is alone. To unlock what is not locked is undefined. Wait-free. Async-signal-safe.
  */
 PERCPU__INLINE void percpu_rwlock_read_unlock(struct percpu_rwlock *lock)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_release(PERCPU__RWLOCK_LEFT(lock), 1, PERCPU__BY_ID)) !=
-			     PERCPU__DONE))
-		percpu__rwlock_leave_slow(lock);
 	/*
-	 * No barrier between the two: the writer's fence comes between its closing and its counting. If our count came too
-	 * late for that, it aborted our section or came before it, and we see the lock closed; and then wake the writer.
+	 * If the lock is closed this goes on in the slow path, which wakes the writer. One that closes it after the
+	 * section has looked either aborts it by his fence or finds its count in his sum.
 	 */
-	else if (PERCPU__UNLIKELY(__atomic_load_n(&lock->closed, __ATOMIC_RELAXED)))
-		percpu__rwlock_left(lock);
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_open(PERCPU__RWLOCK_LEFT(lock), 1, &lock->open,
+								PERCPU__BY_ID)) != PERCPU__DONE))
+		percpu__rwlock_leave_slow(lock);
 }
 
 /**
  * percpu_rwlock_write_lock - close the lock to readers, wait until all have left, and be alone.
  *
- * Returns 0, or -errno of membarrier(2) if the kernel has begun to refuse it (a sandbox entered after start): then the lock
- * is not held. Blocks, see above for how long. About as long as a fence (0.5 to 7 us) where there are no readers.
+ * Returns 0, or -errno of membarrier(2) if the kernel has begun to refuse it (a sandbox entered after start): then the
+ * lock is not held. Blocks, see above for how long. About as long as a fence (0.5 to 7 us) where there are no readers.
  */
 PERCPU_API int percpu_rwlock_write_lock(struct percpu_rwlock *lock);
 
 /**
  * percpu_rwlock_write_trylock - take the lock for writing if nobody holds it or is about to take it.
  *
- * Returns 0, -EBUSY, or an error of percpu_rwlock_write_lock(). Does not disturb readers that are inside. Fences, but does
- * not wait. Async-signal-safe.
+ * Returns 0, -EBUSY, or an error of percpu_rwlock_write_lock(). Does not disturb readers that are inside. Fences, but
+ * does not wait. Async-signal-safe.
  */
 PERCPU_API int percpu_rwlock_write_trylock(struct percpu_rwlock *lock);
 
 /**
  * percpu_rwlock_write_timedlock - take the lock for writing, or give up.
  *
- * @ns: how long to wait at most, in nanoseconds of CLOCK_MONOTONIC; UINT64_MAX is for ever. Readers are kept out meanwhile;
- * those that waited get in when it gives up.
+ * @ns: how long to wait at most, in nanoseconds of CLOCK_MONOTONIC; UINT64_MAX is for ever. Readers are kept out
+ * meanwhile; those that waited get in when it gives up.
  * Returns 0, -ETIMEDOUT (-EBUSY where @ns is 0), or an error of percpu_rwlock_write_lock().
  */
 PERCPU_API int percpu_rwlock_write_timedlock(struct percpu_rwlock *lock, uint64_t ns);

@@ -75,6 +75,10 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 #define PERCPU__ENTER_UNGATED                                                                                          \
 	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
 	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
+/* The same, with a limit in ordinary memory: who stores 0 there and fences keeps every such section out. */
+#define PERCPU__ENTER_BELOW                                                                                            \
+	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
+	"1:\n\t" PERCPU__A_LOCATE_BELOW(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
 #define PERCPU__LEAVE                                                                                                  \
 	"2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_JUMP("%l[left]") PERCPU__A_COLD_END
 /* Where a section may go beside its end and its abort label: by the convention of debuggers, who stop there, and linters. */
@@ -145,6 +149,25 @@ PERCPU__INLINE int percpu__try_count_unless(uint64_t *object, uint64_t n, const 
 	return PERCPU__DONE;
 differs:
 	return PERCPU__DIFFERS;
+left:
+	return PERCPU__LEFT;
+}
+
+/*
+ * If *open != 0, *object += n, for words that are only counted in, as percpu__try_count(). The word is percpu__remainder or
+ * 0: so one comparison asks both, whether the thread may and whether anybody may. It is read inside the section: who sets it
+ * to 0 and fences knows that nobody adds any more who saw something else. What he did before he set it back, with release, is
+ * visible afterwards. Visible itself after everything that the thread did before it. Never PERCPU__DIFFERS.
+ */
+PERCPU__INLINE int percpu__try_count_open(uint64_t *object, uint64_t n, const uint32_t *open, enum percpu__by by)
+{
+	__asm__ __volatile__ goto(PERCPU__ENTER_BELOW PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE
+				  :
+				  : [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)),
+				    [object] "r"(object), [limit] "r"(open), [n] PERCPU__ADD_OPERAND(n)
+				  : "memory", PERCPU__SCRATCH
+				  : left);
+	return PERCPU__DONE;
 left:
 	return PERCPU__LEFT;
 }

@@ -95,6 +95,7 @@ extern const struct bench bench_rwlock_read_pair, bench_rwlock_write_pair, bench
 extern const struct bench bench_pool_pair, bench_pool_bulk; /* bench_pool.c */
 /* bench_spinlock.c */
 extern const struct bench bench_spinlock_pair, bench_spinlock_remote;
+	bench_ref_kill; /* bench_rwlock.c */
 
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */

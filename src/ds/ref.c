@@ -2,15 +2,18 @@
 /*
  * Reference counts, cold half.
  *
- * While live, references are the sum of the copies and of `shared` less the bias, modulo 2^64. Sections change the copies,
- * and only while `dead` is 0; everybody else changes `shared` by an atomic instruction, dead or live, without asking which:
- * so nothing of theirs can fall between the two. The bias keeps `shared` far above 0 while the copies count too.
+ * While live, references are the sum of the copies and of `shared` less the bias, modulo 2^64. Sections change the
+ * copies, and only while `live` is not 0; everybody else changes `shared` by an atomic instruction, dead or live,
+ * without asking which: so nothing of theirs can fall between the two. The bias keeps `shared` far above 0 while the
+ * copies count too.
  *
- * The kill sets `dead` and fences: a section that saw 0 has committed, visibly, or was aborted, and none commits afterwards.
- * The copies stand still, so their sum is exact; it goes into `shared`, less the bias, in one atomic step, in front of which
- * `shared` cannot reach 0, and behind which it is the count. The initial reference is still in it, and is dropped last.
+ * The kill clears `live` and fences: a section that saw it set has committed, visibly, or was aborted, and none commits
+ * afterwards. The copies stand still, so their sum is exact; it goes into `shared`, less the bias, in one atomic step,
+ * in front of which `shared` cannot reach 0, and behind which it is the count. The initial reference is still in it,
+ * and is dropped last.
  *
- * Kill, reinit and resurrect change several words that belong together: under the lock of cold data, which a fork takes too.
+ * Kill, reinit and resurrect change several words that belong together: under the lock of cold data, which a fork takes
+ * too.
  */
 #include <errno.h>
 #include <string.h>
@@ -34,8 +37,8 @@ int percpu_ref_init(struct percpu_ref *ref, void (*release)(struct percpu_ref *r
 	memset(ref, 0, sizeof *ref);
 	ref->count = count;
 	ref->release = release;
-	ref->dead = (flags & PERCPU_REF_DEAD) != 0;
-	ref->shared = ref->dead ? 0 : PERCPU__REF_BIAS + 1;
+	ref->live = flags & PERCPU_REF_DEAD ? 0 : percpu__remainder;
+	ref->shared = flags & PERCPU_REF_DEAD ? 0 : PERCPU__REF_BIAS + 1;
 	return 0;
 }
 
@@ -49,7 +52,7 @@ void percpu_ref_destroy(struct percpu_ref *ref)
 
 static bool is_dead(const struct percpu_ref *ref)
 {
-	return __atomic_load_n(&ref->dead, __ATOMIC_ACQUIRE) != 0;
+	return __atomic_load_n(&ref->live, __ATOMIC_ACQUIRE) == 0;
 }
 
 /* Whether a section has counted. */
@@ -58,9 +61,9 @@ static PERCPU__COLD bool count_live(struct percpu_ref *ref, uint64_t n)
 	int rc = PERCPU__LEFT;
 
 	(void)n;
-	if (!is_dead(ref) && percpu__runs_sections())
-		for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT; i++)
-			rc = PERCPU__TRY(percpu__try_count_unless(ref->count, n, &ref->dead, PERCPU__BY_ID));
+	if (percpu__runs_sections())
+		for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT && !is_dead(ref); i++)
+			rc = PERCPU__TRY(percpu__try_count_open(ref->count, n, &ref->live, PERCPU__BY_ID));
 	return rc == PERCPU__DONE;
 }
 
@@ -100,7 +103,7 @@ bool percpu__ref_tryget_slow(struct percpu_ref *ref)
 	return count_live(ref, 1) || get_above(ref, 1);
 }
 
-/* The bias itself tells whether it lives: a look at `dead` could be followed by a whole kill. */
+/* The bias itself tells whether it lives: a look at `live` could be followed by a whole kill. */
 bool percpu__ref_tryget_live_slow(struct percpu_ref *ref)
 {
 	return count_live(ref, 1) || (!is_dead(ref) && get_above(ref, 1));
@@ -113,8 +116,9 @@ void percpu__ref_put_slow(struct percpu_ref *ref)
 	if (count_live(ref, (uint64_t)-1))
 		return;
 	/*
-	 * Release: what we did comes before it. Acquire: the last sees what all others did, those who put before the kill too,
-	 * for the kill has seen them by its fence and put after. But for the last, nothing of @ref may be touched after this.
+	 * Release: what we did comes before it. Acquire: the last sees what all others did, those who put before the
+	 * kill too, for the kill has seen them by its fence and put after. But for the last, nothing of @ref may be
+	 * touched after this.
 	 */
 	if (__atomic_fetch_sub(&ref->shared, 1, __ATOMIC_ACQ_REL) == 1)
 		release(ref);
@@ -148,10 +152,10 @@ int percpu_ref_kill(struct percpu_ref *ref)
 	percpu__cold_lock(&saved);
 	if (!is_dead(ref)) {
 		/* Before the fence: behind it every section sees this. */
-		__atomic_store_n(&ref->dead, 1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&ref->live, 0, __ATOMIC_SEQ_CST);
 		rc = percpu_fence();
 		if (rc)
-			__atomic_store_n(&ref->dead, 0, __ATOMIC_RELEASE);
+			__atomic_store_n(&ref->live, percpu__remainder, __ATOMIC_RELEASE);
 		else
 			rc = add_up(ref);
 	}
@@ -168,7 +172,7 @@ static bool revive(struct percpu_ref *ref, int64_t now)
 					 __ATOMIC_RELAXED))
 		return false;
 	/* Release: pairs with the acquire of sections, which must find the copies as the kill left them. */
-	__atomic_store_n(&ref->dead, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&ref->live, percpu__remainder, __ATOMIC_RELEASE);
 	return true;
 }
 
@@ -209,7 +213,7 @@ bool percpu_ref_is_dying(const struct percpu_ref *ref)
 	return is_dead(ref);
 }
 
-/* `dead` is read first: a count that is brought back to life is above 0 before it is live. */
+/* `live` is read first: a count that is brought back to life is above 0 before it is live. */
 bool percpu_ref_is_zero(const struct percpu_ref *ref)
 {
 	return is_dead(ref) && __atomic_load_n(&ref->shared, __ATOMIC_ACQUIRE) == 0;

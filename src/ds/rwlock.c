@@ -2,23 +2,26 @@
 /*
  * Reader-writer locks, cold half.
  *
- * A reader is inside when it has counted in `entered` and not yet in `left`. Both words of each copy only go up, sections
- * change those of their own copy, everybody else those of the remainder (in mode none: of any copy) by atomic instructions.
+ * A reader is inside when it has counted in `entered` and not yet in `left`. Both words of each copy only go up,
+ * sections change those of their own copy, everybody else those of the remainder (in mode none: of any copy) by atomic
+ * instructions.
  *
- * The writer (one: `writers` is a lock) sets WRITER in `queue`, then `closed`, fences, and waits until the sums are equal.
- * Behind the fence no section enters any more: one that saw the lock open has committed, visibly to the writer, or was
- * aborted. Who enters by an atomic instruction counts first and looks at `closed` then, and takes the count back if it is
- * set: of him and the writer one sees the other (both sides have a full barrier).
+ * The writer (one: `writers` is a lock) sets WRITER in `queue`, clears `open`, fences, and waits until the sums are
+ * equal. Behind the fence no section enters any more: one that saw the lock open has committed, visibly to the writer,
+ * or was aborted. Who enters by an atomic instruction counts first and looks at `open` then, and takes the count back
+ * if it is closed: of him and the writer one sees the other (both sides have a full barrier).
  *
- * The sums are not taken at one moment, so `left` comes first: each count in it had its count in `entered` before, and that
- * is read after. Somebody who is inside all the time has one in `entered` that is visible behind the fence, and none in
- * `left`: the sums cannot be equal. In the other order a reader could enter in front of the reading writer (as one who
- * comes again may, or one who takes his count back) and leave behind him: another one's leaving would then hide somebody.
+ * The sums are not taken at one moment, so `left` comes first: each count in it had its count in `entered` before, and
+ * that is read after. Somebody who is inside all the time has one in `entered` that is visible behind the fence, and
+ * none in `left`: the sums cannot be equal. In the other order a reader could enter in front of the reading writer (as
+ * one who comes again may, or one who takes his count back) and leave behind him: another one's leaving would then hide
+ * somebody.
  *
- * Readers that meet a closed lock count themselves in `queue`, and the writer that opens it counts them as entered there
- * and then, before another writer can come, moves on to the next phase, and wakes them. So a queued reader waits for
- * exactly one writer. `closed` is set after WRITER and cleared before it: who queues up and sees no WRITER may enter by
- * himself, and if he then finds the lock closed, that is a writer who came after him, and will let him in.
+ * Readers that meet a closed lock count themselves in `queue`, and the writer that opens it counts them as entered
+ * there and then, before another writer can come, moves on to the next phase, and wakes them. So a queued reader waits
+ * for exactly one writer. `open` is cleared after WRITER is set, and set before it is cleared: who queues up and sees
+ * no WRITER may enter by himself, and if he then finds the lock closed, that is a writer who came after him, and will
+ * let him in.
  */
 #include <errno.h>
 #include <limits.h>
@@ -79,6 +82,7 @@ int percpu_rwlock_init(struct percpu_rwlock *lock)
 		return -ENOMEM;
 	memset(lock, 0, sizeof *lock);
 	lock->entered = entered;
+	lock->open = percpu__remainder;
 	return 0;
 }
 
@@ -105,11 +109,11 @@ static void add(uint64_t *words, uint64_t n)
 
 static bool is_closed(const struct percpu_rwlock *lock)
 {
-	return __atomic_load_n(&lock->closed, __ATOMIC_SEQ_CST) != 0;
+	return __atomic_load_n(&lock->open, __ATOMIC_SEQ_CST) == 0;
 }
 
 /* A reader has left a lock that is closed. The writer reads `gone`, then sums: if he sees our number he sees our count. */
-void percpu__rwlock_left(struct percpu_rwlock *lock)
+static void tell_writer(struct percpu_rwlock *lock)
 {
 	if (__atomic_fetch_add(&lock->gone, GONE, __ATOMIC_SEQ_CST) & ASLEEP)
 		percpu__futex_wake(&lock->gone, 1, ~0U);
@@ -118,10 +122,10 @@ void percpu__rwlock_left(struct percpu_rwlock *lock)
 static void leave(struct percpu_rwlock *lock)
 {
 	add(PERCPU__RWLOCK_LEFT(lock), 1);
-	/* Before the look at `closed`: pairs with the fence of percpu_fence() in mode none, where it interrupts nobody. */
+	/* Before the look at `open`: pairs with the fence of percpu_fence() in mode none, where it interrupts nobody. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (is_closed(lock))
-		percpu__rwlock_left(lock);
+		tell_writer(lock);
 }
 
 /* By an atomic instruction, without a section. */
@@ -130,7 +134,7 @@ static bool enter(struct percpu_rwlock *lock)
 	if (is_closed(lock))
 		return false;
 	add(lock->entered, 1);
-	/* The count, then the look: pairs with `closed` and the fence in write_lock(). Otherwise each could miss the other. */
+	/* The count, then the look: pairs with the closing and the fence in write_lock(). Otherwise each could miss the other. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!is_closed(lock))
 		return true;
@@ -175,8 +179,8 @@ static int try_to_enter(struct percpu_rwlock *lock)
 	int rc = PERCPU__LEFT;
 
 	if (percpu__runs_sections())
-		for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT; i++)
-			rc = PERCPU__TRY(percpu__try_count_unless(lock->entered, 1, &lock->closed, PERCPU__BY_ID));
+		for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT && !is_closed(lock); i++)
+			rc = PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID));
 	return rc;
 }
 
@@ -219,7 +223,7 @@ void percpu__rwlock_leave_slow(struct percpu_rwlock *lock)
 	if (try_to_count(PERCPU__RWLOCK_LEFT(lock)) != PERCPU__DONE)
 		leave(lock);
 	else if (is_closed(lock))
-		percpu__rwlock_left(lock);
+		tell_writer(lock);
 }
 
 /* Writers. */
@@ -274,8 +278,8 @@ static uint64_t sum(uint64_t *words)
 }
 
 /*
- * How many are inside; 0 is certain, once the lock is closed and fenced. Acquire, each: pairs with the release of who left,
- * so that what he did inside, and that he entered, is seen by what follows.
+ * How many are inside; 0 is certain, once the lock is closed and fenced. Acquire, each: pairs with the release of who
+ * left, so that what he did inside, and that he entered, is seen by what follows.
  */
 static uint64_t readers(struct percpu_rwlock *lock)
 {
@@ -315,7 +319,7 @@ static void open_lock(struct percpu_rwlock *lock)
 	uint64_t queue, counted = 0, waiting;
 
 	/* Release: pairs with the acquire of sections and of enter(), which then see what the writer did. */
-	__atomic_store_n(&lock->closed, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&lock->open, percpu__remainder, __ATOMIC_SEQ_CST);
 	queue = __atomic_load_n(&lock->queue, __ATOMIC_ACQUIRE);
 	do {
 		waiting = queue & WAITING;
@@ -344,8 +348,8 @@ static int write_lock(struct percpu_rwlock *lock, uint64_t ns)
 		return -EBUSY;
 	}
 	__atomic_fetch_or(&lock->queue, WRITER, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&lock->closed, 1, __ATOMIC_SEQ_CST);
-	/* Pairs with: sections that enter (aborted or seen), those that leave (they see `closed`), enter(), leave(). */
+	__atomic_store_n(&lock->open, 0, __ATOMIC_SEQ_CST);
+	/* Pairs with: sections that enter (aborted or seen), those that leave (aborted or seen), enter(), leave(). */
 	rc = percpu_fence();
 	if (!rc)
 		rc = wait_for_readers(lock, &p);

@@ -17,7 +17,9 @@
  *   NO_GRANT        the writer wakes the queue without having counted it in
  *   STAY_CLOSED     `closed` is cleared after WRITER
  */
+#ifndef READERS
 #define READERS 2
+#endif
 #ifndef WRITERS
 #define WRITERS 2
 #endif
@@ -168,7 +170,7 @@ again:
 		fi
 	      }
 	   fi
-	:: me == 1 -> /* not served by the kernel */
+	:: me == READERS - 1 -> /* not served by the kernel */
 	   enter_atomically();
 	   if :: ok :: else -> queue_up() fi
 	fi;
@@ -181,8 +183,8 @@ again:
 	assert(!writing);
 	atomic { assert(!writing); inside-- };
 	if
-	:: me == 0 -> leave_by_section()
-	:: me == 1 -> leave_atomically()
+	:: true -> leave_by_section()
+	:: me == READERS - 1 -> leave_atomically()
 	fi
 }
 
@@ -227,7 +229,13 @@ proctype write()
 	   asleep = false
 	fi;
 	atomic { assert(inside == 0); writing++; assert(writing == 1) };
-	atomic { writing--; writers_since[0]++; writers_since[1]++ };
+	atomic {
+		writing--;
+#if READERS > 1
+		writers_since[1]++;
+#endif
+		writers_since[0]++
+	};
 #ifndef STAY_CLOSED
 	closed = false;
 #endif
@@ -251,8 +259,12 @@ proctype write()
 init
 {
 	atomic {
-		run memory(0); run memory(1);
-		run reader(0); run reader(1);
+		run memory(0);
+		run reader(0);
+#if READERS > 1
+		run memory(1);
+		run reader(1);
+#endif
 		run write();
 #if WRITERS > 1
 		run write();

@@ -38,7 +38,7 @@ extern const char *const interference_names[INTERFERENCES];
 struct call {
 	uint64_t *p;
 	const uint64_t *q;
-	const uint32_t *flag;
+	const uint32_t *flag, *open;
 	ptrdiff_t *offset;
 	uint64_t n, expected, expected2, desired;
 	unsigned char *dst;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Reference counts for trap.c and slowpath.c: getting and putting while somebody else does on the same copy, or kills; and
- * whole lives in the middle of each other.
+ * Reference counts for trap.c and slowpath.c: getting and putting while somebody else does on the same copy, or kills;
+ * and whole lives in the middle of each other.
  */
 #include "harness.h"
 
@@ -43,7 +43,7 @@ static void setup(unsigned which, struct call *c)
 	percpu_for_each_index(i)
 		*percpu_ptr(ref.count, i) = 0;
 	state = which;
-	ref.dead = which == DEAD;
+	ref.live = which == DEAD ? 0 : percpu__remainder;
 	ref.shared = which == DEAD ? 1 : PERCPU__REF_BIAS + 2;
 	released = 0;
 	c->p = ref.count;
@@ -61,7 +61,7 @@ static void interfere(enum interference how, unsigned index)
 	uint64_t *word = percpu_ptr(ref.count, index);
 
 	if (state == KILLED_BY_RIVAL) {
-		if (!ref.dead) {
+		if (ref.live) {
 			failed |= percpu_ref_kill(&ref) != 0;
 			control->changes++;
 		}
@@ -140,7 +140,7 @@ static const char *check_lives(const struct call *c)
 	(void)c;
 	if (failed)
 		return "cannot bring it back";
-	if (ref.dead)
+	if (!ref.live)
 		return "it is dead in the end";
 	if ((uint64_t)ref.shared + on_copies() != (uint64_t)PERCPU__REF_BIAS + 1)
 		return "the count is not exact";

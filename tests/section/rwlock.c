@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Reader-writer locks for trap.c and slowpath.c: entering and leaving while somebody else enters or leaves on the same copy,
- * or closes the lock; and everything that does not wait while somebody else does the same.
+ * Reader-writer locks for trap.c and slowpath.c: entering and leaving while somebody else enters or leaves on the same
+ * copy, or closes the lock; and everything that does not wait while somebody else does the same.
  */
 #include "harness.h"
 
@@ -45,7 +45,7 @@ static void setup(unsigned which, struct call *c)
 		*percpu_ptr(PERCPU__RWLOCK_LEFT(&lock), i) = 0;
 	}
 	lock.gone = 0;
-	lock.closed = which == CLOSED;
+	lock.open = which == CLOSED ? 0 : percpu__remainder;
 	state = which;
 	c->p = lock.entered;
 }
@@ -69,8 +69,8 @@ static void interfere(enum interference how, unsigned index, uint64_t *words)
 	struct call c = { .p = words };
 
 	if (state == CLOSED_BY_RIVAL) {
-		if (!lock.closed) {
-			__atomic_store_n(&lock.closed, 1, __ATOMIC_SEQ_CST);
+		if (lock.open) {
+			__atomic_store_n(&lock.open, 0, __ATOMIC_SEQ_CST);
 			failed |= percpu_fence() != 0;
 			at_closing = inside();
 			control->changes++;
@@ -160,7 +160,7 @@ static const char *check_all(const struct call *c)
 	(void)c;
 	if (failed || inside())
 		return "somebody is left inside";
-	if (lock.closed || lock.queue & ((UINT64_C(1) << 25) - 1) || lock.writers)
+	if (!lock.open || lock.queue & ((UINT64_C(1) << 25) - 1) || lock.writers)
 		return "it is not open in the end";
 	return NULL;
 }

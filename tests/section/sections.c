@@ -119,6 +119,10 @@ VARIANTS(FUNCTIONS)
 	{                                                                                                              \
 		c->rc = percpu__try_count_unless(c->p, c->n, c->flag, by);                                             \
 	}                                                                                                              \
+	NOINLINE void try_count_open_##v(struct call *c)                                                               \
+	{                                                                                                              \
+		c->rc = percpu__try_count_open(c->p, c->n, c->open, by);                                               \
+	}                                                                                                              \
 	NOINLINE void count_##v(struct call *c)                                                                        \
 	{                                                                                                              \
 		percpu__count(c->p, c->n, by);                                                                         \
@@ -239,6 +243,8 @@ const struct entry entries[] = {
 	COUNT(try_count_release, count_kind, cpu, PERCPU__BY_CPU),
 	COUNT(try_count_unless, unless_kind, id, PERCPU__BY_ID),
 	COUNT(try_count_unless, unless_kind, cpu, PERCPU__BY_CPU),
+	COUNT(try_count_open, unless_kind, id, PERCPU__BY_ID),
+	COUNT(try_count_open, unless_kind, cpu, PERCPU__BY_CPU),
 	{ .name = "counter_add", .kind = &count_kind, .run = counter_add, .rival = count_id, .object = COUNTER },
 	{ .name = "counter_inc",
 	  .kind = &count_kind,

@@ -3,12 +3,15 @@
  * One public operation after another, for a debugger to step through (steps.py): each between step_begin() and
  * step_end(). Fails if any result is wrong.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/opv.h>
+#include <percpu/ref.h>
+#include <percpu/rwlock.h>
 #include <percpu/seqdata.h>
 #include <percpu/spinlock.h>
 #include <percpu/pool.h>
@@ -289,6 +292,45 @@ static void locks(void)
 	percpu_free(lock);
 }
 
+static unsigned ended;
+
+static void on_release(struct percpu_ref *ref)
+{
+	(void)ref;
+	ended++;
+}
+
+static void shared(void)
+{
+	struct percpu_rwlock lock;
+	struct percpu_ref ref;
+	bool did;
+	int rc;
+
+	expect(percpu_rwlock_init(&lock) == 0 && percpu_ref_init(&ref, on_release, 0) == 0);
+	STEP("rwlock_read_lock", percpu_rwlock_read_lock(&lock));
+	STEP("rwlock_read_lock_again", percpu_rwlock_read_lock_again(&lock));
+	STEP("rwlock_write_trylock of a reader", rc = percpu_rwlock_write_trylock(&lock));
+	expect(rc == -EBUSY);
+	STEP("rwlock_read_unlock", percpu_rwlock_read_unlock(&lock));
+	percpu_rwlock_read_unlock(&lock);
+	STEP("rwlock_write_lock", rc = percpu_rwlock_write_lock(&lock));
+	expect(rc == 0);
+	STEP("rwlock_read_trylock of a writer", rc = percpu_rwlock_read_trylock(&lock));
+	expect(rc == -EBUSY);
+	STEP("rwlock_write_unlock", percpu_rwlock_write_unlock(&lock));
+	STEP("ref_get", percpu_ref_get(&ref));
+	STEP("ref_tryget_live", did = percpu_ref_tryget_live(&ref));
+	expect(did);
+	STEP("ref_put", percpu_ref_put(&ref));
+	STEP("ref_kill", rc = percpu_ref_kill(&ref));
+	expect(rc == 0 && !ended);
+	STEP("ref_put of the last", percpu_ref_put(&ref));
+	expect(ended == 1);
+	percpu_ref_destroy(&ref);
+	percpu_rwlock_destroy(&lock);
+}
+
 int main(void)
 {
 	struct percpu_description about;
@@ -302,6 +344,7 @@ int main(void)
 	counts(c);
 	values();
 	locks();
+	shared();
 	percpu_describe(&about);
 	fprintf(stderr, "mode %s, %u wrong\n", about.mode_name, failed);
 	percpu_free(c);

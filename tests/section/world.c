@@ -48,7 +48,8 @@ static struct percpu_histogram histogram;
 static struct node *nodes;
 static unsigned char ours[128], theirs[THEIR_LENGTH];
 static ptrdiff_t offset;
-static uint32_t flag; /* ordinary memory; at 1, nobody may count any more */
+/* Ordinary memory: with one at 1 and the other at 0, nobody may count any more. */
+static uint32_t flag, is_open;
 static uint64_t sum_at_closing;
 static uintptr_t ending; /* its address ends lists with a nil of their own */
 
@@ -179,7 +180,9 @@ static void setup_unless(unsigned number, struct call *c)
 {
 	setup_sum(number, c);
 	flag = number == CLOSED;
+	is_open = number == CLOSED ? 0 : percpu__remainder;
 	c->flag = &flag;
+	c->open = &is_open;
 }
 
 static void interfere_unless(enum interference how, unsigned index)
@@ -190,6 +193,7 @@ static void interfere_unless(enum interference how, unsigned index)
 	}
 	if (!flag) {
 		__atomic_store_n(&flag, 1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&is_open, 0, __ATOMIC_SEQ_CST);
 		must(percpu_fence());
 		sum_at_closing = sum_of_all();
 		control->changes++;

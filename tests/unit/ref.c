@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Reference counts: one release, exactly when the last is gone, by whichever thread and way; kills against everything else. */
+/*
+ * Reference counts: one release, exactly when the last is gone, by whichever thread and way; kills against everything else.
+ */
 #include "unit.h"
 
 #include "gate/gate.h"

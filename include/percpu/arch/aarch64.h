@@ -76,6 +76,11 @@
 	"ldr w15, [%[" out "], #" behind "]\n\tsub w15, w15, #1\n\tcbnz w15, " l "\n\t"                                \
 	"add %[" out "], %[" out "], x15\n\tldr w15, [%[" out "]]\n\tcbnz w15, " l "\n\t"
 
+/* The same, and the limit is a word in memory, whose load is an acquire. */
+#define PERCPU__A_LOCATE_BELOW(shift, area, closed)                                                                    \
+	"ldr w14, [" area ", %[index]]\n\tldar w15, [%[limit]]\n\tcmp w14, w15\n\tb.hs " closed "\n\t"                 \
+	"add x14, %[object], x14, lsl #" shift "\n\t"
+
 #define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "], x15]\n\tadd x14, x14, x15\n\t" /* x15 is the gate: 0 */
 #define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "ldr x15, [x14, %[" dist "]]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"

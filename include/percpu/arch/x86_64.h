@@ -73,6 +73,11 @@
 #define PERCPU__A_ZERO_BEFORE_ONE(out, behind, l)                                                                      \
 	"movl " behind "(%[" out "]), %%ecx\n\tcmpl %%ecx, (%[" out "])\n\tjge " l "\n\t"
 
+/* The same, and the limit is a word in memory, whose load is an acquire: all loads are. */
+#define PERCPU__A_LOCATE_BELOW(shift, area, closed)                                                                    \
+	"movl (" area ",%[index]), %%eax\n\tcmpl (%[limit]), %%eax\n\tjae " closed "\n\t"                              \
+	"shlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"
+
 #define PERCPU__A_ADVANCE(off)        "addq (%[" off "]), %%rax\n\t"
 #define PERCPU__A_NE(val, l)          "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
