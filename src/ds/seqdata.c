@@ -249,7 +249,7 @@ static void publish(const struct percpu_cached *cached, uint32_t index, uint64_t
 	 * As in percpu_seqdata_write(): whoever sees a byte of the new value also sees `now`, by which its reader knows
 	 * that the value before that is over. What was stored by this thread itself is not ordered by having been read.
 	 */
-	__atomic_thread_fence(__ATOMIC_RELEASE);
+	PERCPU__WORD_FENCE(__ATOMIC_RELEASE);
 	if (index != percpu__remainder) {
 		percpu_this_copy_store_release(cached->word, now, slot, value, cached->size, next);
 	} else {

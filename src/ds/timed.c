@@ -53,7 +53,7 @@ uint64_t percpu__clock_ns(void)
 
 static int64_t count_switches(void)
 {
-	struct rusage usage;
+	struct rusage usage = { 0 };
 
 	if (percpu__sys4(SYS_getrusage, 1 /* RUSAGE_THREAD */, (long)&usage, 0, 0))
 		return -1;

@@ -48,7 +48,7 @@ struct worker {
 static struct worker workers[MOST_THREADS];
 static __thread struct worker *self;
 static unsigned threads = 8;
-static volatile bool stop;
+static bool stop;
 static struct percpu_seqdata *common;
 static struct percpu_cached cached;
 static uint64_t forks, moves;
@@ -197,7 +197,7 @@ static void *work(void *arg)
 	event._sigev_un._tid = me->tid;
 	if (timer_create(CLOCK_MONOTONIC, &event, &timer) || timer_settime(timer, 0, &spec, NULL))
 		violation("cannot start a timer");
-	while (!stop) {
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
 		read_and_check(&me->seen, "thread");
 		measure(me);
 		if (draw(me) % 64 == 0)
@@ -215,7 +215,7 @@ static void *move_about(void *arg)
 	uint64_t turn = 0;
 
 	sched_getaffinity(0, sizeof everywhere, &everywhere);
-	while (!stop) {
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
 		struct worker *who = &workers[turn++ % threads];
 		size_t cpu = turn * 7 % CPU_SETSIZE;
 		cpu_set_t one;
@@ -294,7 +294,7 @@ int main(int argc, char **argv)
 			violation("a child of fork failed: %x", status);
 		usleep(2000);
 	}
-	stop = true;
+	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
 	for (unsigned i = 0; i < threads; i++) {
 		pthread_join(workers[i].thread, NULL);
 		writes += workers[i].writes;
