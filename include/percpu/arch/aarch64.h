@@ -279,14 +279,17 @@
 		(slot) = percpu__x0;                                                                                   \
 	} while (0)
 
+/* Linkers that collect what is not used (lld also what only __start_ symbols lead to) keep the records of what they keep. */
+#define PERCPU__C_KEEP                   ".reloc ., BFD_RELOC_NONE, 8f\n\t.reloc ., BFD_RELOC_NONE, 9f\n\t"
 #define PERCPU__SYMBOL_OPERAND(function) "S"(function)
 /*
- * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name. Out: x0 the slot. In: x0 object, x1 argument, x2
- * thread's area, x3 offset of the index in it. The gate word, 0, is added to the address that the body gets: see
- * PERCPU__A_LOCATE. The store releases, for the body's private writes that it makes visible.
+ * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name, 8 record, 9 exit. Out: x0 the slot. In: x0 object,
+ * x1 argument, x2 thread's area, x3 offset of the index in it. The gate word, 0, is added to the address that the body gets:
+ * see PERCPU__A_LOCATE. The store releases, for the body's private writes that it makes visible.
  */
 #define PERCPU__A_TAIL(name)                                                                                           \
-	".subsection 1\n5:\n\thint #34\n\tadrp x9, 3f\n\tadd x9, x9, :lo12:3f\n\tstr x9, [x2, #8]\n\t"                 \
+	".subsection 1\n5:\n\t" PERCPU__C_KEEP                                                                         \
+	"hint #34\n\tadrp x9, 3f\n\tadd x9, x9, :lo12:3f\n\tstr x9, [x2, #8]\n\t"                                      \
 	"ldr w9, [x2, x3]\n\tadd x0, x0, x9, lsl #20\n\tand x9, x0, #~0xfffff\n\t"                                     \
 	"ldr w9, [x9, #%c[gate]]\n\tcbnz w9, 6f\n\tadd x0, x0, x9\n\t"                                                 \
 	"str x30, [sp, #-16]!\n\tbl %[body]\n\tldr x30, [sp], #16\n\tcbz x0, 2f\n\t"                                   \
@@ -299,9 +302,9 @@
 	".pushsection .rodata.percpu_names, \"aMS\", %%progbits, 1\n7:\n\t.asciz \"" name "\"\n\t.popsection\n\t"      \
 	".pushsection __rseq_cs, \"aw\", %%progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                               \
 	".quad %[body], 2b - %[body], 4b\n\t.popsection\n\t"                                                           \
-	".pushsection __percpu_c_sections, \"aw\", %%progbits\n\t.balign 32\n\t"                                       \
+	".pushsection __percpu_c_sections, \"aw\", %%progbits\n\t.balign 32\n8:\t"                                     \
 	".quad %[body], 5b, 3b, 7b\n\t.popsection\n\t"                                                                 \
-	".pushsection __rseq_exit_point_array, \"aw\", %%progbits\n\t.balign 8\n\t"                                    \
+	".pushsection __rseq_exit_point_array, \"aw\", %%progbits\n\t.balign 8\n9:\t"                                  \
 	".quad %[body], 6b\n\t.popsection\n\t.subsection 0\n\t"
 
 #endif

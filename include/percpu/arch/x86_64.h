@@ -277,14 +277,16 @@
 #else
 #define PERCPU__ENDBR
 #endif
+/* Linkers that collect what is not used (lld also what only __start_ symbols lead to) keep the records of what they keep. */
+#define PERCPU__C_KEEP                   ".reloc ., BFD_RELOC_NONE, 8f\n\t.reloc ., BFD_RELOC_NONE, 9f\n\t"
 #define PERCPU__SYMBOL_OPERAND(function) "i"(function)
 /*
- * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name. In: rdi object, rsi argument, rcx offset of the index in
- * the thread's area, rdx distance of percpu__thread from the thread pointer, r12 where to go on, which a body that returns
- * preserves. Out: rax the slot.
+ * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name, 8 record, 9 exit. In: rdi object, rsi argument, rcx offset
+ * of the index in the thread's area, rdx distance of percpu__thread from the thread pointer, r12 where to go on, which a body
+ * that returns preserves. Out: rax the slot.
  */
 #define PERCPU__A_TAIL(name)                                                                                           \
-	".subsection 1\n5:\n\t" PERCPU__ENDBR "movq %%fs:(%%rdx), %%rax\n\tleaq 3f(%%rip), %%rdx\n\t"                  \
+	".subsection 1\n5:\n\t" PERCPU__C_KEEP PERCPU__ENDBR "movq %%fs:(%%rdx), %%rax\n\tleaq 3f(%%rip), %%rdx\n\t"   \
 	"movq %%rdx, 8(%%rax)\n\tmovl (%%rax,%%rcx), %%eax\n\tshlq $20, %%rax\n\taddq %%rax, %%rdi\n\t"                \
 	"movq %%rdi, %%rdx\n\tandq $-0x100000, %%rdx\n\tcmpl $0, %c[gate](%%rdx)\n\tjne 6f\n\t"                        \
 	"call %P[body]\n\ttestq %%rax, %%rax\n\tje 2f\n\tmovq %%rdx, (%%rax)\n"                                        \
@@ -295,9 +297,9 @@
 	".pushsection .rodata.percpu_names, \"aMS\", @progbits, 1\n7:\n\t.asciz \"" name "\"\n\t.popsection\n\t"       \
 	".pushsection __rseq_cs, \"aw\", @progbits\n\t.balign 32\n3:\n\t.long 0, 0\n\t"                                \
 	".quad %P[body], 2b - %P[body], 4b\n\t.popsection\n\t"                                                         \
-	".pushsection __percpu_c_sections, \"aw\", @progbits\n\t.balign 32\n\t"                                        \
+	".pushsection __percpu_c_sections, \"aw\", @progbits\n\t.balign 32\n8:\t"                                      \
 	".quad %P[body], 5b, 3b, 7b\n\t.popsection\n\t"                                                                \
-	".pushsection __rseq_exit_point_array, \"aw\", @progbits\n\t.balign 8\n\t"                                     \
+	".pushsection __rseq_exit_point_array, \"aw\", @progbits\n\t.balign 8\n9:\t"                                   \
 	".quad %P[body], 6b\n\t.popsection\n\t.subsection 0\n\t"
 
 #endif
