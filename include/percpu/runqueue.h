@@ -42,8 +42,8 @@ struct percpu__runqueue_copy {
 	uint64_t unused[4];
 	/* Others write here: a cache line of its own. Newest first; pushed to one by one, and only taken as a whole. */
 	struct percpu_task *inbox;
-	uint64_t arrived, taken; /* how many in all: hints */
-	uint64_t unused_too[5];
+	uint64_t arrived; /* about how many are in it: a hint */
+	uint64_t unused_too[6];
 };
 
 /** A run queue, in the caller's storage, aligned to 64. Fields belong to the library. */
@@ -230,7 +230,8 @@ PERCPU_API int percpu_runqueue_migrate(struct percpu_runqueue *rq, unsigned from
 /**
  * percpu_runqueue_length - how many tasks one index's queue had about now. Wait-free.
  *
- * Exact while nobody works on it, 0 only if it was empty at some moment; 0 for an argument out of range.
+ * Tasks that were pushed to its inbox by several threads at once may count as fewer, until they are taken out. 0 only if
+ * queue and inbox were empty at some moment, or for an argument out of range.
  */
 PERCPU_API size_t percpu_runqueue_length(const struct percpu_runqueue *rq, unsigned index);
 

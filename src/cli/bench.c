@@ -30,6 +30,8 @@ const struct bench *const bench_all[] = {
 	&bench_cpu_number,
 	&bench_counter_add,
 	&bench_stack_pair,
+	&bench_runqueue_pair,
+	&bench_runqueue_steal,
 	&bench_c_section_pair,
 	&bench_histogram_record,
 	&bench_fence,

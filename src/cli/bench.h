@@ -113,6 +113,9 @@ const char *bench_skip_raw_rseq(void);
 struct percpu__rseq *bench_raw_rseq(void);
 const char *bench_skip_sched_getcpu(void);
 
+/* bench_runqueue.c */
+extern const struct bench bench_runqueue_pair, bench_runqueue_steal;
+
 /* Each writes to an open file, and returns 0 or -errno. */
 int bench_write_table(FILE *out, const struct bench_results *results);
 int bench_write_json(FILE *out, const struct bench_results *results);

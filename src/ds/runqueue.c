@@ -151,7 +151,7 @@ static struct chain take_inbox(copy *c)
 		task = older;
 	}
 	if (chain.count)
-		__atomic_fetch_add(&c->taken, chain.count, __ATOMIC_RELAXED);
+		hint(&c->arrived, 0);
 	return chain;
 }
 
@@ -300,14 +300,20 @@ int percpu_runqueue_push_to(struct percpu_runqueue *rq, unsigned index, struct p
 		return -EINVAL;
 	c = copy_at(rq, index);
 	task->next = __atomic_load_n(&c->inbox, __ATOMIC_RELAXED);
-	while (!__atomic_compare_exchange_n(&c->inbox, &task->next, task, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+	/*
+	 * SEQ_CST, as the load below: a waiter whose count that does not see has not looked into this inbox yet, see
+	 * percpu_runqueue_wait(). A release too, for who takes the task out.
+	 */
+	while (!__atomic_compare_exchange_n(&c->inbox, &task->next, task, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		/* Another thread was faster; or this one's own signal handlers, again and again. */
 		if (++failed == PERCPU_ABORT_BUDGET)
 			percpu__block_signals(&saved);
 	if (failed >= PERCPU_ABORT_BUDGET)
 		percpu__restore_signals(&saved);
-	__atomic_fetch_add(&c->arrived, 1, __ATOMIC_RELAXED);
-	pushed(rq);
+	/* Two at once may count as one, until the inbox is next emptied: not worth an atomic instruction. */
+	hint(&c->arrived, __atomic_load_n(&c->arrived, __ATOMIC_RELAXED) + 1);
+	if (__atomic_load_n(&rq->idlers, __ATOMIC_SEQ_CST))
+		percpu__runqueue_notify(rq);
 	return 0;
 }
 
@@ -425,8 +431,7 @@ size_t percpu_runqueue_length(const struct percpu_runqueue *rq, unsigned index)
 	length = (int64_t)(__atomic_load_n(&c->last, __ATOMIC_RELAXED) - __atomic_load_n(&c->first, __ATOMIC_RELAXED)) +
 		 1;
 	length = !head_of(c) ? 0 : length < 1 ? 1 : length;
-	arrived = (int64_t)(__atomic_load_n(&c->arrived, __ATOMIC_RELAXED) -
-			    __atomic_load_n(&c->taken, __ATOMIC_RELAXED));
+	arrived = (int64_t)__atomic_load_n(&c->arrived, __ATOMIC_RELAXED);
 	arrived = !__atomic_load_n(&c->inbox, __ATOMIC_RELAXED) ? 0 : arrived < 1 ? 1 : arrived;
 	return (size_t)(length + arrived);
 }
