@@ -230,8 +230,8 @@ PERCPU_API int percpu_runqueue_migrate(struct percpu_runqueue *rq, unsigned from
 /**
  * percpu_runqueue_length - how many tasks one index's queue had about now. Wait-free.
  *
- * Tasks that were pushed to its inbox by several threads at once may count as fewer, until they are taken out. 0 only if
- * queue and inbox were empty at some moment, or for an argument out of range.
+ * Those in its inbox are counted roughly if several threads push to it at once. 0 only if queue and inbox were empty at
+ * some moment, or for an argument out of range.
  */
 PERCPU_API size_t percpu_runqueue_length(const struct percpu_runqueue *rq, unsigned index);
 

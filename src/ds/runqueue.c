@@ -310,7 +310,7 @@ int percpu_runqueue_push_to(struct percpu_runqueue *rq, unsigned index, struct p
 			percpu__block_signals(&saved);
 	if (failed >= PERCPU_ABORT_BUDGET)
 		percpu__restore_signals(&saved);
-	/* Two at once may count as one, until the inbox is next emptied: not worth an atomic instruction. */
+	/* Wrong if two do so at once, until the inbox is next emptied: not worth an atomic instruction. */
 	hint(&c->arrived, __atomic_load_n(&c->arrived, __ATOMIC_RELAXED) + 1);
 	if (__atomic_load_n(&rq->idlers, __ATOMIC_SEQ_CST))
 		percpu__runqueue_notify(rq);

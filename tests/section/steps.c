@@ -13,6 +13,7 @@
 #include <percpu/ref.h>
 #include <percpu/rwlock.h>
 #include <percpu/seqdata.h>
+#include <percpu/runqueue.h>
 #include <percpu/spinlock.h>
 #include <percpu/pool.h>
 #include <percpu/stack.h>
@@ -202,6 +203,41 @@ static void pools(void)
 	expect(percpu_pool_destroy(&pool) == 0);
 }
 
+static void run_queues(void)
+{
+	static struct percpu_task tasks[4];
+	struct percpu_task *out = NULL;
+	struct percpu_runqueue rq;
+	size_t count = 0, moved = 0;
+	int rc = percpu_runqueue_init(&rq);
+
+	expect(rc == 0);
+	STEP("runqueue_push", percpu_runqueue_push(&rq, &tasks[0]));
+	STEP("runqueue_push_front", percpu_runqueue_push_front(&rq, &tasks[1]));
+	STEP("runqueue_push_to", rc = percpu_runqueue_push_to(&rq, 0, &tasks[2]));
+	expect(rc == 0);
+	percpu_for_each_index(i)
+		count += percpu_runqueue_length(&rq, i);
+	expect(count == 3);
+	STEP("runqueue_migrate", rc = percpu_runqueue_migrate(&rq, 0, percpu_copies() - 1, SIZE_MAX, &moved));
+	expect(rc == 0 && moved);
+	STEP("runqueue_wait", rc = percpu_runqueue_wait(&rq, -1));
+	expect(rc == 0);
+	for (count = 0; count < 4; count++) {
+		STEP("runqueue_steal_any", rc = percpu_runqueue_steal_any(&rq, &out));
+		expect(rc == 0);
+		if (!out)
+			break;
+	}
+	expect(count == 3);
+	STEP("runqueue_pop of nothing", out = percpu_runqueue_pop(&rq));
+	expect(!out);
+	percpu_runqueue_push(&rq, &tasks[3]);
+	STEP("runqueue_pop", out = percpu_runqueue_pop(&rq));
+	expect(out == &tasks[3] || percpu_runqueue_wait(&rq, 0) == 0);
+	percpu_runqueue_destroy(&rq);
+}
+
 static void counts(struct cell *c)
 {
 	struct percpu_op op = { .op = PERCPU_OP_ADD, .len = 8, .dst = &c->word, .value = 9 };
@@ -341,6 +377,7 @@ int main(void)
 	words(c);
 	lists(c);
 	pools();
+	run_queues();
 	counts(c);
 	values();
 	locks();
