@@ -501,11 +501,12 @@ static bool any_task(const struct percpu_runqueue *rq)
 	return false;
 }
 
+/* By the system call: the C library's function starts over when the time changes meanwhile, for ever under a debugger. */
 static int64_t now_ns(void)
 {
-	struct timespec now;
+	struct timespec now = { 0, 0 };
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	percpu__sys4(SYS_clock_gettime, CLOCK_MONOTONIC, (long)&now, 0, 0);
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
@@ -520,15 +521,16 @@ static long sleep_until(uint32_t *wakes, int64_t end)
 
 int percpu_runqueue_wait(struct percpu_runqueue *rq, int64_t timeout_ns)
 {
-	int64_t start, end = INT64_MAX;
+	int64_t end = INT64_MAX;
 	bool polls;
 	long rc;
 
 	if (!rq)
 		return -EINVAL;
-	start = now_ns();
-	if (timeout_ns >= 0 && timeout_ns < INT64_MAX - start)
-		end = start + timeout_ns;
+	if (timeout_ns >= 0) {
+		end = now_ns();
+		end = timeout_ns < INT64_MAX - end ? end + timeout_ns : INT64_MAX;
+	}
 	__atomic_fetch_add(&rq->idlers, 1, __ATOMIC_SEQ_CST);
 	/*
 	 * Pairs with the load of `idlers` behind each push: a section that committed before the fence is seen below, one that
