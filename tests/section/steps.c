@@ -10,12 +10,12 @@
 #include <percpu/csection.h>
 #include <percpu/histogram.h>
 #include <percpu/opv.h>
+#include <percpu/pool.h>
 #include <percpu/ref.h>
+#include <percpu/runqueue.h>
 #include <percpu/rwlock.h>
 #include <percpu/seqdata.h>
-#include <percpu/runqueue.h>
 #include <percpu/spinlock.h>
-#include <percpu/pool.h>
 #include <percpu/stack.h>
 #include <percpu/timed.h>
 
