@@ -235,9 +235,9 @@ PERCPU_API int percpu_record_ring_peek_index(struct percpu_record_ring *ring, un
 					     struct percpu_record_batch *batch);
 
 /** percpu_record_ring_discard - as percpu_ring_discard(). */
-PERCPU__INLINE void percpu_record_ring_discard(struct percpu_record_ring *ring)
+PERCPU__INLINE int percpu_record_ring_discard(struct percpu_record_ring *ring, unsigned index)
 {
-	percpu_ring_discard(&ring->ring);
+	return percpu_ring_discard(&ring->ring, index);
 }
 
 /** percpu_record_ring_is_empty - as percpu_ring_is_empty(). */

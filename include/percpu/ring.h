@@ -208,8 +208,12 @@ PERCPU_API int percpu_ring_pop(struct percpu_ring *ring, void **out, unsigned n)
  */
 PERCPU_API int percpu_ring_pop_index(struct percpu_ring *ring, unsigned index, void **out, unsigned n);
 
-/** percpu_ring_discard - forget all entries that are there now. They are not counted as lost. Lock-free. */
-PERCPU_API void percpu_ring_discard(struct percpu_ring *ring);
+/**
+ * percpu_ring_discard - forget all entries that one copy holds now. They are not counted as lost.
+ *
+ * @index: 0 to percpu_copies() - 1. Returns 0 or -EINVAL. Lock-free, async-signal-safe.
+ */
+PERCPU_API int percpu_ring_discard(struct percpu_ring *ring, unsigned index);
 
 /** percpu_ring_is_empty - whether one copy was empty at some moment. False for an index out of range. Wait-free. */
 PERCPU_API bool percpu_ring_is_empty(const struct percpu_ring *ring, unsigned index);

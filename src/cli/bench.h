@@ -97,6 +97,8 @@ extern const struct bench bench_pool_pair, bench_pool_bulk; /* bench_pool.c */
 extern const struct bench bench_spinlock_pair, bench_spinlock_remote;
 	bench_ref_kill; /* bench_rwlock.c */
 
+extern const struct bench bench_ring_record_16, bench_ring_record_64, bench_ring_pointer_pair; /* bench_ring.c */
+
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */
 unsigned bench_cpus(void);

@@ -256,16 +256,18 @@ int percpu_ring_pop(struct percpu_ring *ring, void **out, unsigned n)
 	return (int)total;
 }
 
-void percpu_ring_discard(struct percpu_ring *ring)
+int percpu_ring_discard(struct percpu_ring *ring, unsigned index)
 {
-	percpu_for_each_index(index) {
-		struct percpu__ring_copy *copy = percpu__ring_copy_of(ring, index);
-		struct percpu__ring_view view;
+	struct percpu__ring_copy *copy;
+	struct percpu__ring_view view;
 
-		do
-			view = percpu__ring_look(copy);
-		while (view.head != view.tail && !percpu__ring_take(copy, view, view.tail));
-	}
+	if (!ring || index > percpu__remainder)
+		return -EINVAL;
+	copy = percpu__ring_copy_of(ring, index);
+	do
+		view = percpu__ring_look(copy);
+	while (view.head != view.tail && !percpu__ring_take(copy, view, view.tail));
+	return 0;
 }
 
 static bool is_empty(const struct percpu_ring *ring, unsigned index)

@@ -283,7 +283,7 @@ static void peeking(void **state)
 		assert_int_equal(percpu_record_ring_peek_index(&ring, index, buffer, sizeof buffer, &again), 0);
 	}
 	assert_int_equal(found, 1);
-	percpu_record_ring_discard(&ring);
+	assert_int_equal(percpu_record_ring_discard(&ring, 0), 0);
 	percpu_record_ring_destroy(&ring);
 }
 

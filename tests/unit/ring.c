@@ -184,7 +184,10 @@ static void every_copy(void **state)
 	}
 	percpu_for_each_index(index)
 		copy_of(&ring, index)->tail = 48;
-	percpu_ring_discard(&ring);
+	assert_int_equal(percpu_ring_discard(&ring, percpu_copies()), -EINVAL);
+	assert_int_equal(percpu_ring_discard(NULL, 0), -EINVAL);
+	percpu_for_each_index(index)
+		assert_int_equal(percpu_ring_discard(&ring, index), 0);
 	percpu_for_each_index(index)
 		assert_true(percpu_ring_is_empty(&ring, index));
 	assert_int_equal(percpu_ring_lost(&ring), 0);
@@ -209,7 +212,8 @@ static void unused_copies_stay_unused(void **state)
 	assert_int_equal(percpu_ring_pop(&ring, out, 4), 1);
 	assert_int_equal(percpu_ring_arm(&ring), 0);
 	assert_int_equal(percpu_ring_wait(&ring, 1000), -ETIMEDOUT);
-	percpu_ring_discard(&ring);
+	percpu_for_each_index(index)
+		assert_int_equal(percpu_ring_discard(&ring, index), 0);
 	percpu_for_each_index(index) {
 		char *page = (char *)((uintptr_t)copy_of(&ring, index) & ~(uintptr_t)4095) + 4096;
 
