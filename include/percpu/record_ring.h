@@ -166,12 +166,11 @@ PERCPU_API int percpu__record_any(struct percpu_record_ring *ring, uint64_t head
  * @ring: must not lie in a cache line that is written often: every write reads it
  * @capacity: bytes of each copy, a power of two, PERCPU_RECORD_RING_MIN to PERCPU_RECORD_RING_MAX. A quarter of it is
  * added as slack; memory becomes real page by page on first use.
- * @policy: with PERCPU_RING_OVERWRITE a full copy drops its oldest records, as few as make an eighth of the capacity free
+ * @flags: enum percpu_ring_flags. With PERCPU_RING_OVERWRITE a full copy drops its oldest records, as few as make an eighth of the capacity free
  * (at most 8192 bytes, at least what the new record needs).
  * Returns 0; -EINVAL; -E2BIG if @capacity is too large; -ENOMEM. May block. Async-signal-safe.
  */
-PERCPU_API int percpu_record_ring_init(struct percpu_record_ring *ring, size_t capacity,
-				       enum percpu_ring_policy policy);
+PERCPU_API int percpu_record_ring_init(struct percpu_record_ring *ring, size_t capacity, unsigned flags);
 
 /** percpu_record_ring_destroy - as percpu_ring_destroy(). */
 PERCPU__INLINE void percpu_record_ring_destroy(struct percpu_record_ring *ring)
@@ -191,7 +190,7 @@ PERCPU__INLINE size_t percpu_record_ring_longest(const struct percpu_record_ring
  * @tag: the caller's: what kind of record it is, or anything else
  * @data: @length bytes; 0 to percpu_record_ring_longest()
  * Where @length is a constant up to 64, the copy is a few instructions in line.
- * Returns 0; -EMSGSIZE if it is too long; -ENOBUFS if the copy is full and the policy is to refuse (others may have room).
+ * Returns 0; -EMSGSIZE if it is too long; -ENOBUFS if the copy is full and does not overwrite (others may have room).
  * Wakes a consumer that waits. Progress and safety as percpu_ring_push().
  */
 PERCPU__INLINE int percpu_record_ring_write(struct percpu_record_ring *ring, uint32_t tag, const void *data,
@@ -217,7 +216,7 @@ PERCPU__INLINE int percpu_record_ring_write(struct percpu_record_ring *ring, uin
  * Takes as many whole records as fit, of the first copy that has any, beginning behind the one that the last call read.
  * Returns 1 if something was read; 0 if all copies were seen to be empty; -EMSGSIZE if a copy's oldest record is longer
  * than @size (it stays there); -EINVAL. Bytes of @buffer behind the records are unspecified, in every case.
- * Any number of threads may read at the same time; each record goes to one of them. Progress as percpu_ring_pop().
+ * Any number of threads may read at the same time (but for PERCPU_RING_ONE_CONSUMER); each record goes to one of them. Progress as percpu_ring_pop().
  */
 PERCPU_API int percpu_record_ring_read(struct percpu_record_ring *ring, void *buffer, size_t size,
 				       struct percpu_record_batch *batch);

@@ -28,10 +28,15 @@ PERCPU_BEGIN_DECLS
 /** The largest capacity of a ring of pointers, in entries of one copy. */
 #define PERCPU_RING_MAX 65536
 
-/** What happens when a copy is full. */
-enum percpu_ring_policy {
-	PERCPU_RING_REFUSE,    /**< the newest is refused */
-	PERCPU_RING_OVERWRITE, /**< the oldest are dropped, and counted */
+/** What happens when a copy is full, and who takes entries out. */
+enum percpu_ring_flags {
+	PERCPU_RING_REFUSE = 0,    /**< the newest is refused */
+	PERCPU_RING_OVERWRITE = 1, /**< the oldest are dropped, and counted */
+	/**
+	 * The caller sees to it that each copy has one consumer at a time, handlers included: with PERCPU_RING_REFUSE it
+	 * then needs no atomic instruction, which makes taking a single entry cheaper.
+	 */
+	PERCPU_RING_ONE_CONSUMER = 2,
 };
 
 /** A ring, in the caller's storage. Fields belong to the library. */
@@ -42,6 +47,7 @@ struct percpu_ring {
 	uint64_t mask;  /* bytes of a copy's buffer - 1 */
 	uint32_t most;  /* bytes of the longest record; of a ring of pointers 0 */
 	uint32_t batch; /* bytes that are dropped at once when full; 0: refuse */
+	uint32_t alone; /* consumers need not compare when they move the head */
 	int32_t event;  /* an event descriptor, or -1 */
 	unsigned char apart[64];
 	/* Written by consumers, and by producers that wake them. */
@@ -159,11 +165,12 @@ PERCPU_API int percpu__slow_ring_push(struct percpu_ring *ring, void *entry) PER
  *
  * @ring: must not lie in a cache line that is written often: every push reads it
  * @capacity: entries of each copy: a power of two, 2 to PERCPU_RING_MAX. Memory becomes real page by page on first use.
- * @policy: with PERCPU_RING_OVERWRITE a full copy drops its oldest entries, an eighth of the capacity at a time (at least
- * one entry, at most 1024): pointers that are dropped are forgotten, so they should not own what they point to.
+ * @flags: enum percpu_ring_flags. With PERCPU_RING_OVERWRITE a full copy drops its oldest entries, an eighth of the
+ * capacity at a time (at least one entry, at most 1024): pointers that are dropped are forgotten, so they should not own
+ * what they point to.
  * Returns 0; -EINVAL; -E2BIG if @capacity is too large; -ENOMEM. May block. Async-signal-safe.
  */
-PERCPU_API int percpu_ring_init(struct percpu_ring *ring, size_t capacity, enum percpu_ring_policy policy);
+PERCPU_API int percpu_ring_init(struct percpu_ring *ring, size_t capacity, unsigned flags);
 
 /**
  * percpu_ring_destroy - free what init allocated, and close the event descriptor.
@@ -176,7 +183,7 @@ PERCPU_API void percpu_ring_destroy(struct percpu_ring *ring);
  * percpu_ring_push - put a pointer into the current index's copy.
  *
  * @entry: any value, NULL too
- * Returns 0, or -ENOBUFS if that copy is full and the policy is to refuse (others may have room).
+ * Returns 0, or -ENOBUFS if that copy is full and does not overwrite (others may have room).
  * Wakes a consumer that waits: then it is a system call. Progress as <percpu/ops.h> says; dropping the oldest is lock-free.
  * Async-signal-safe, correct in every mode and thread; after fork the child has a ring of its own with the same contents.
  */
@@ -195,7 +202,7 @@ PERCPU__INLINE int percpu_ring_push(struct percpu_ring *ring, void *entry)
  * @out: room for @n entries (1 to INT_MAX)
  * Copies are visited in turn, beginning behind the one where the last call ended, until @n are found. Returns how many
  * were taken, 0 if none (all copies were seen to be empty), -EINVAL. What is in @out behind them is unspecified.
- * Any number of threads may pop at the same time; each entry goes to one of them. Does not touch copies that were never
+ * Any number of threads may pop at the same time (but for PERCPU_RING_ONE_CONSUMER); each entry goes to one. Does not touch copies that were never
  * used. Lock-free, but that it may wait for a gate when the producers of a full copy outrun it again and again
  * (PERCPU_RING_OVERWRITE only). Async-signal-safe.
  */

@@ -25,7 +25,7 @@
 
 #define CAPACITY 16384U
 #define LONGEST  64U
-#define TURN     128U /* records between two emptyings */
+#define TURN     128U /* pointers between two emptyings */
 #define ENTRIES  1024U
 
 /* A circular buffer of records: its position, then the bytes, with slack for the last. */
@@ -37,6 +37,7 @@ struct buffer {
 
 /* What each thread has of the rivals' queues. */
 struct queues {
+	BENCH_ALIGNED struct percpu_ring alone;
 #ifdef HAVE_CK
 	BENCH_ALIGNED struct ck_ring spsc;
 	BENCH_ALIGNED struct ck_ring mpsc;
@@ -73,7 +74,8 @@ static inline __attribute__((always_inline)) void write_percpu(struct percpu_rec
 	uint64_t refused = 0;
 
 	while (n) {
-		uint64_t turn = n < TURN ? n : TURN;
+		/* Three quarters full. */
+		uint64_t most = CAPACITY / 4 * 3 / percpu_record_size(length), turn = n < most ? n : most;
 
 		n -= turn;
 		for (; turn; turn--)
@@ -269,19 +271,27 @@ LOOPS(64);
 
 /* ---- pointers */
 
-BENCH_LOOP pair_percpu(struct bench_worker *worker, uint64_t n)
+/* A thread may be moved in between: then it takes out what another has put in, or nothing. */
+static inline __attribute__((always_inline)) void pairs(struct percpu_ring *ring, uint64_t n)
 {
-	struct percpu_ring *ring = &here.pointers;
-	uint64_t got = 0, all = n;
 	void *out;
 
-	(void)worker;
 	for (; n; n--) {
 		percpu_ring_push(ring, ring);
-		got += (uint64_t)percpu_ring_pop_index(ring, (unsigned)percpu_cid(), &out, 1);
+		BENCH_USE(percpu_ring_pop_index(ring, (unsigned)percpu_cid(), &out, 1));
 	}
-	/* A thread may be moved in between; then another pops more. */
-	BENCH_USE(all - got);
+}
+
+BENCH_LOOP pair_percpu(struct bench_worker *worker, uint64_t n)
+{
+	(void)worker;
+	pairs(&here.pointers, n);
+}
+
+/* Of this ring only one thread takes anything, so each has its own. */
+BENCH_LOOP pair_percpu_alone(struct bench_worker *worker, uint64_t n)
+{
+	pairs(&here.queues[worker->id].alone, n);
 }
 
 BENCH_LOOP pair_percpu_batch(struct bench_worker *worker, uint64_t n)
@@ -371,6 +381,9 @@ static const char *skip_urcu(void)
 
 static const struct bench_subject pointer_subjects[] = {
 	{ .name = "percpu", .what = "percpu_ring_push() and percpu_ring_pop_index() of one", .loop = pair_percpu },
+	{ .name = "percpu_one_consumer",
+	  .what = "the same with one consumer, one ring for each thread",
+	  .loop = pair_percpu_alone },
 	{ .name = "percpu_batch", .what = "the same, taken out 128 at a time", .loop = pair_percpu_batch },
 	{ .name = "ck_ring_spsc",
 	  .what = "Concurrency Kit's ck_ring, one producer, one consumer, one ring for each thread",
@@ -428,6 +441,10 @@ static int pointer_setup(unsigned threads)
 		return -ENOMEM;
 	memset(here.queues, 0, threads * sizeof(*here.queues));
 	for (unsigned i = 0; i < threads; i++) {
+		int rc = percpu_ring_init(&here.queues[i].alone, ENTRIES, PERCPU_RING_ONE_CONSUMER);
+
+		if (rc)
+			return rc;
 #ifdef HAVE_CK
 		ck_ring_init(&here.queues[i].spsc, ENTRIES);
 		ck_ring_init(&here.queues[i].mpsc, ENTRIES);
@@ -450,10 +467,12 @@ static const char *pointer_check(const uint64_t *done)
 
 static void pointer_teardown(void)
 {
+	for (unsigned i = 0; here.queues && i < here.threads; i++) {
+		percpu_ring_destroy(&here.queues[i].alone);
 #ifdef HAVE_URCU
-	for (unsigned i = 0; here.queues && i < here.threads; i++)
 		cds_wfcq_destroy(&here.queues[i].head, &here.queues[i].tail);
 #endif
+	}
 	percpu_ring_destroy(&here.pointers);
 	free(here.queues);
 	here.queues = NULL;

@@ -49,7 +49,7 @@ int percpu__record_any(struct percpu_record_ring *ring, uint64_t header, const v
 	return rc;
 }
 
-int percpu_record_ring_init(struct percpu_record_ring *ring, size_t capacity, enum percpu_ring_policy policy)
+int percpu_record_ring_init(struct percpu_record_ring *ring, size_t capacity, unsigned flags)
 {
 	size_t longest = capacity / 4 - sizeof(struct percpu_record);
 
@@ -58,7 +58,7 @@ int percpu_record_ring_init(struct percpu_record_ring *ring, size_t capacity, en
 	if (capacity > PERCPU_RECORD_RING_MAX)
 		return -E2BIG;
 	return percpu__ring_init(&ring->ring, capacity, capacity / 4,
-				 longest < PERCPU_COPY_MAX ? longest : PERCPU_COPY_MAX, policy);
+				 longest < PERCPU_COPY_MAX ? longest : PERCPU_COPY_MAX, flags);
 }
 
 /* Whole words; others may write them, and then the copy is void. */
@@ -130,7 +130,7 @@ static int read_copy(const struct percpu_ring *ring, unsigned index, void *buffe
 			more = copy_records(ring, copy, view, buffer, size, &batch);
 		}
 		rc = batch.count ? 1 : -EMSGSIZE;
-		if ((batch.count && !leave) ? percpu__ring_take(copy, view, view.head + batch.bytes)
+		if ((batch.count && !leave) ? percpu__ring_take(ring, copy, view, view.head + batch.bytes)
 					    : (batch.count || more) && still_there(copy, view)) {
 			if (rc == 1)
 				*out = (struct percpu_record_batch){

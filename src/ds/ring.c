@@ -160,12 +160,13 @@ int percpu__slow_ring_push(struct percpu_ring *ring, void *entry)
 	return percpu__ring_produce(&task);
 }
 
-int percpu__ring_init(struct percpu_ring *ring, size_t bytes, size_t slack, size_t most, enum percpu_ring_policy policy)
+int percpu__ring_init(struct percpu_ring *ring, size_t bytes, size_t slack, size_t most, unsigned flags)
 {
 	size_t batch = bytes / DROP_SHARE < DROP_MOST ? bytes / DROP_SHARE : DROP_MOST;
+	bool overwrite = flags & PERCPU_RING_OVERWRITE;
 	void *copies;
 
-	if (policy != PERCPU_RING_REFUSE && policy != PERCPU_RING_OVERWRITE)
+	if (flags & ~(unsigned)(PERCPU_RING_OVERWRITE | PERCPU_RING_ONE_CONSUMER))
 		return -EINVAL;
 	/* Lines of their own, in pairs: processors fetch the neighbour too. */
 	copies = percpu_alloc(sizeof(struct percpu__ring_copy) + bytes + slack, 128);
@@ -176,18 +177,19 @@ int percpu__ring_init(struct percpu_ring *ring, size_t bytes, size_t slack, size
 					      (uintptr_t)copies,
 				      .mask = bytes - 1,
 				      .most = (uint32_t)most,
-				      .batch = policy == PERCPU_RING_REFUSE ? 0 : (uint32_t)(batch < 8 ? 8 : batch),
+				      .batch = !overwrite ? 0 : (uint32_t)(batch < 8 ? 8 : batch),
+				      .alone = !overwrite && (flags & PERCPU_RING_ONE_CONSUMER),
 				      .event = -1 };
 	return 0;
 }
 
-int percpu_ring_init(struct percpu_ring *ring, size_t entries, enum percpu_ring_policy policy)
+int percpu_ring_init(struct percpu_ring *ring, size_t entries, unsigned flags)
 {
 	if (!ring || entries < 2 || entries & (entries - 1))
 		return -EINVAL;
 	if (entries > PERCPU_RING_MAX)
 		return -E2BIG;
-	return percpu__ring_init(ring, entries * sizeof(void *), 0, 0, policy);
+	return percpu__ring_init(ring, entries * sizeof(void *), 0, 0, flags);
 }
 
 void percpu_ring_destroy(struct percpu_ring *ring)
@@ -222,7 +224,7 @@ static unsigned pop(const struct percpu_ring *ring, unsigned index, void **out, 
 			out[i] = __atomic_load_n(
 				(void **)(void *)percpu__ring_at(ring, copy, view.head + i * sizeof *out),
 				__ATOMIC_RELAXED);
-		if (percpu__ring_take(copy, view, view.head + count * sizeof *out))
+		if (percpu__ring_take(ring, copy, view, view.head + count * sizeof *out))
 			break;
 		count = 0;
 		percpu__ring_again(&patience, ring, index);
@@ -266,7 +268,7 @@ int percpu_ring_discard(struct percpu_ring *ring, unsigned index)
 	copy = percpu__ring_copy_of(ring, index);
 	do
 		view = percpu__ring_look(copy);
-	while (view.head != view.tail && !percpu__ring_take(copy, view, view.tail));
+	while (view.head != view.tail && !percpu__ring_take(ring, copy, view, view.tail));
 	return 0;
 }
 

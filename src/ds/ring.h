@@ -25,8 +25,7 @@ struct percpu__ring_task {
 /* Sets the first field of the task. Returns 0 or -ENOBUFS. */
 PERCPU_HIDDEN int percpu__ring_produce(struct percpu__ring_task *task);
 /* @most: bytes of the longest record, 0 for pointers. */
-PERCPU_HIDDEN int percpu__ring_init(struct percpu_ring *ring, size_t bytes, size_t slack, size_t most,
-				    enum percpu_ring_policy policy);
+PERCPU_HIDDEN int percpu__ring_init(struct percpu_ring *ring, size_t bytes, size_t slack, size_t most, unsigned flags);
 
 static inline struct percpu__ring_copy *percpu__ring_copy_of(const struct percpu_ring *ring, unsigned index)
 {
@@ -60,8 +59,13 @@ static inline struct percpu__ring_view percpu__ring_look(struct percpu__ring_cop
  * `lost`, which changes only together with the head. The release keeps the copying before the swap: it pairs with the
  * acquire of the head by whoever computes a limit from it, behind which slots are written again.
  */
-static inline bool percpu__ring_take(struct percpu__ring_copy *copy, struct percpu__ring_view view, uint64_t to)
+static inline bool percpu__ring_take(const struct percpu_ring *ring, struct percpu__ring_copy *copy,
+				     struct percpu__ring_view view, uint64_t to)
 {
+	if (ring->alone) {
+		__atomic_store_n(&copy->head, to, __ATOMIC_RELEASE);
+		return true;
+	}
 	return __atomic_compare_exchange_n(&copy->head, &view.head, to, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 }
 

@@ -21,6 +21,9 @@ NAMES = {
     "runqueue_pair": {"percpu", "percpu_front", "plain_add", "mutex", "getcpu_mutex", "getcpu_ck_stack", "getcpu_ck_fifo",
                       "getcpu_lfstack", "getcpu_wfcqueue"},
     "runqueue_steal": {"percpu", "mutex", "ck_stack", "wfcqueue"},
+    "ring_record_16": {"percpu", "percpu_overwrite", "plain", "byte_copy", "getcpu_atomic", "mutex"},
+    "ring_record_64": {"percpu", "percpu_overwrite", "plain", "byte_copy", "getcpu_atomic", "mutex"},
+    "ring_pointer_pair": {"percpu", "percpu_one_consumer", "percpu_batch", "ck_ring_spsc", "ck_ring_mpsc", "wfcqueue"},
     "c_section_pair": {"percpu", "builtin"},
     "histogram_record": {"percpu", "plain", "getcpu_atomic", "mutex"},
     "fence": {"percpu", "percpu_cpu", "membarrier_syscall", "membarrier_private_expedited",
@@ -107,7 +110,8 @@ def skipped():
     """Rivals that need the C library's registration, without it; and everything without sections."""
     own = {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
     raw = [("cpu_number", "raw_field")]
-    outside = [("stack_pair", "index_outside"), ("stack_pair", "index_outside_tuned")]
+    outside = [("stack_pair", "index_outside"), ("stack_pair", "index_outside_tuned"), ("ring_record_16", "byte_copy"),
+               ("ring_record_64", "byte_copy")]
     for env, gone in (own, raw), (dict(own, PERCPU_RSEQ="off"), raw + outside):
         run = bench(*SHORT, "--threads", "2", "--json", "some.json", env=env)
         check(run.returncode == 0 and run.stderr == "", f"{env}: {run.returncode} {run.stderr}")

@@ -45,6 +45,7 @@ static bool of_records;
 static unsigned which;
 static size_t length; /* of the subject's record */
 static const char *trouble;
+static bool takes;  /* the subject's operation takes something, and does not yet tell what */
 static bool asleep; /* somebody has wished, and found nothing */
 
 static enum { UNUSED, IN, TAKEN } is[MOST];
@@ -157,7 +158,7 @@ static void read_plainly(unsigned index)
 static void make_rings(void)
 {
 	for (unsigned i = 0; i < 4; i++) {
-		enum percpu_ring_policy policy = (enum percpu_ring_policy)(i % 2);
+		unsigned policy = i % 2;
 		int rc = i >= RECORDS ? percpu_record_ring_init(&rings[i], CAPACITY, policy)
 				      : percpu_ring_init(&rings[i].ring, CAPACITY / sizeof(void *), policy);
 
@@ -186,7 +187,7 @@ static void setup(unsigned number, struct call *c)
 	length = entries[control->entry].n;
 	used = 0;
 	trouble = NULL;
-	asleep = false;
+	asleep = takes = false;
 	subjects_take = 0;
 	ours = new_id();
 	payload(ours, data, length);
@@ -271,12 +272,32 @@ static void do_wish(void)
 		trouble = "a rival's wish failed";
 }
 
+/* What a child of fork would find in the middle of the subject's operation: all is counted, but perhaps for ours. */
+static void account(void)
+{
+	uint64_t lost = percpu_ring_lost(ring), there = 0, in = 0;
+
+	percpu_for_each_index(i) {
+		struct percpu__ring_copy *copy = copy_of(i);
+
+		for (uint64_t at = copy->head; at < copy->tail; there++)
+			at += of_records ? size_of(((struct percpu_record *)(void *)place(copy, at))->length)
+					 : sizeof(void *);
+	}
+	for (size_t i = 0; i < used; i++)
+		in += i != ours && is[i] == IN;
+	if (there + lost != in && there + lost != in + 1)
+		trouble = "the middle of an operation is not as a fork would need it";
+}
+
 static void interfere(enum interference how, unsigned index)
 {
 	enum act act = cases[which].act;
 	struct percpu_gate gate;
 
 	control->changes++;
+	if (how == BY_HANDLER && !takes && act != READ)
+		account();
 	if (act == WISH) {
 		do_wish();
 		if (how == UNDER_GATE)
@@ -450,12 +471,14 @@ const unsigned only_sections = 22;
 #else
 NOINLINE void pop(struct call *c)
 {
+	takes = true;
 	subjects_take = percpu_ring_pop(ring, popped, sizeof popped / sizeof *popped);
 	c->rc = PERCPU__DIFFERS;
 }
 
 NOINLINE void read_some(struct call *c)
 {
+	takes = true;
 	subjects_take = percpu_record_ring_read(records_of(c), taken, sizeof taken / 2, &batch);
 	c->rc = PERCPU__DIFFERS;
 }

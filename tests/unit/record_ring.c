@@ -40,7 +40,7 @@ static void arguments(void **state)
 	assert_int_equal(percpu_record_ring_init(&unused, 0, PERCPU_RING_REFUSE), -EINVAL);
 	assert_int_equal(percpu_record_ring_init(&unused, PERCPU_RECORD_RING_MIN / 2, PERCPU_RING_REFUSE), -EINVAL);
 	assert_int_equal(percpu_record_ring_init(&unused, CAPACITY + 8, PERCPU_RING_REFUSE), -EINVAL);
-	assert_int_equal(percpu_record_ring_init(&unused, CAPACITY, (enum percpu_ring_policy)2), -EINVAL);
+	assert_int_equal(percpu_record_ring_init(&unused, CAPACITY, 4), -EINVAL);
 	assert_int_equal(percpu_record_ring_init(&unused, 2 * PERCPU_RECORD_RING_MAX, PERCPU_RING_REFUSE), -E2BIG);
 	assert_int_equal(unused.ring.mask, 123);
 	percpu_record_ring_destroy(NULL);
@@ -376,7 +376,7 @@ static void *read_records(void *arg)
 	return NULL;
 }
 
-static void each_record_once(enum percpu_ring_policy policy)
+static void each_record_once(unsigned policy)
 {
 	unsigned numbers[PRODUCERS + 2];
 	pthread_t readers[2];

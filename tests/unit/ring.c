@@ -55,7 +55,7 @@ static void arguments(void **state)
 	assert_int_equal(percpu_ring_init(&unused, 0, PERCPU_RING_REFUSE), -EINVAL);
 	assert_int_equal(percpu_ring_init(&unused, 1, PERCPU_RING_REFUSE), -EINVAL);
 	assert_int_equal(percpu_ring_init(&unused, 48, PERCPU_RING_REFUSE), -EINVAL);
-	assert_int_equal(percpu_ring_init(&unused, SMALL, (enum percpu_ring_policy)2), -EINVAL);
+	assert_int_equal(percpu_ring_init(&unused, SMALL, 4), -EINVAL);
 	assert_int_equal(percpu_ring_init(&unused, 2 * PERCPU_RING_MAX, PERCPU_RING_REFUSE), -E2BIG);
 	assert_int_equal(unused.mask, 123);
 	percpu_ring_destroy(NULL);
@@ -290,7 +290,7 @@ static void *consume(void *arg)
 	return NULL;
 }
 
-static void each_entry_once(enum percpu_ring_policy policy)
+static void each_entry_once(unsigned policy)
 {
 	unsigned numbers[PRODUCERS + CONSUMERS];
 	pthread_t consumers[CONSUMERS];
@@ -400,6 +400,48 @@ static void no_wake_up_is_lost(void **state)
 		percpu_ring_destroy(&answers);
 	}
 	assert_int_equal(errors, 0);
+}
+
+#define RACES 6000U
+
+/* Sees the entry without sleeping, and answers while the other one is about to. */
+static void *answer_soon(void *arg)
+{
+	uint64_t random = 88172645463325252;
+	void *out;
+
+	for (uintptr_t i = 0; i < RACES; i++) {
+		while (percpu_ring_pop(&ring, &out, 1) != 1)
+			;
+		for (unsigned delay = (unsigned)(unit_random(&random) % 1500); delay; delay--)
+			__asm__ __volatile__("");
+		if (percpu_ring_push(&answers, out))
+			__atomic_fetch_add(&errors, 1, __ATOMIC_RELAXED);
+	}
+	return arg;
+}
+
+static void going_to_sleep_races_with_pushes(void **state)
+{
+	pthread_t other;
+
+	(void)state;
+	errors = 0;
+	assert_int_equal(percpu_ring_init(&ring, SMALL, PERCPU_RING_REFUSE), 0);
+	assert_int_equal(percpu_ring_init(&answers, SMALL, PERCPU_RING_ONE_CONSUMER), 0);
+	assert_int_equal(pthread_create(&other, NULL, answer_soon, NULL), 0);
+	for (uintptr_t i = 0; i < RACES; i++) {
+		void *out = NULL;
+
+		assert_int_equal(percpu_ring_push(&ring, number(i)), 0);
+		while (percpu_ring_pop(&answers, &out, 1) != 1)
+			assert_int_equal(percpu_ring_wait(&answers, INT64_C(20000000000)), 0);
+		assert_ptr_equal(out, number(i));
+	}
+	assert_int_equal(pthread_join(other, NULL), 0);
+	assert_int_equal(errors, 0);
+	percpu_ring_destroy(&ring);
+	percpu_ring_destroy(&answers);
 }
 
 static bool is_readable(int fd)
@@ -557,7 +599,7 @@ static void in_handlers(void **state)
 	void *out[5];
 
 	(void)state;
-	for (enum percpu_ring_policy policy = PERCPU_RING_REFUSE; policy <= PERCPU_RING_OVERWRITE; policy++) {
+	for (unsigned policy = PERCPU_RING_REFUSE; policy <= PERCPU_RING_OVERWRITE; policy++) {
 		errors = 0;
 		handled = received = pushed = taken = 0;
 		assert_int_equal(percpu_ring_init(&ring, 16, policy), 0);
@@ -595,6 +637,7 @@ int main(void)
 		cmocka_unit_test(each_entry_once_or_lost),
 		cmocka_unit_test(timeouts),
 		cmocka_unit_test(no_wake_up_is_lost),
+		cmocka_unit_test(going_to_sleep_races_with_pushes),
 		cmocka_unit_test(event_descriptor),
 		cmocka_unit_test(interrupted),
 		cmocka_unit_test(fence_refused),
