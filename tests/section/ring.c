@@ -362,6 +362,8 @@ static const char *check(const struct call *c)
 			at += of_records ? size_of(((struct percpu_record *)(void *)place(copy, at))->length)
 					 : sizeof(void *);
 		}
+		if (copy->limit && ring->wishes)
+			return "the fast path is open although somebody sleeps";
 		if (copy->limit > copy->head + percpu__ring_room(ring, 0) + 1)
 			return "a limit is too high";
 	}
