@@ -9,19 +9,19 @@
 #include <percpu/gate.h>
 #include <percpu/ops.h>
 #include <percpu/opv.h>
-#include <percpu/counter.h>
 #include <percpu/csection.h>
+#include <percpu/counter.h>
 #include <percpu/histogram.h>
+#include <percpu/perf.h>
+#include <percpu/pool.h>
+#include <percpu/record_ring.h>
+#include <percpu/ref.h>
+#include <percpu/ring.h>
 #include <percpu/runqueue.h>
+#include <percpu/rwlock.h>
+#include <percpu/seqdata.h>
 #include <percpu/spinlock.h>
 #include <percpu/stack.h>
-#include <percpu/seqdata.h>
-#include <percpu/ring.h>
-#include <percpu/record_ring.h>
 #include <percpu/timed.h>
-#include <percpu/pool.h>
-#include <percpu/ref.h>
-#include <percpu/rwlock.h>
-#include <percpu/perf.h>
 
 #endif

@@ -95,7 +95,7 @@ extern const struct bench bench_rwlock_read_pair, bench_rwlock_write_pair, bench
 extern const struct bench bench_pool_pair, bench_pool_bulk; /* bench_pool.c */
 /* bench_spinlock.c */
 extern const struct bench bench_spinlock_pair, bench_spinlock_remote;
-	bench_ref_kill; /* bench_rwlock.c */
+bench_ref_kill; /* bench_rwlock.c */
 
 extern const struct bench bench_ring_record_16, bench_ring_record_64, bench_ring_pointer_pair; /* bench_ring.c */
 
