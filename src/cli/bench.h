@@ -82,22 +82,25 @@ struct bench_results {
 };
 
 extern const struct bench *const bench_all[]; /* ends with NULL */
-extern const struct bench bench_cpu_number, bench_counter_add, bench_histogram_record,
-	bench_slow_path;                                     /* bench_words.c */
-extern const struct bench bench_c_section_pair;              /* bench_csection.c */
-extern const struct bench bench_stack_pair;                  /* bench_stack.c */
-extern const struct bench bench_fence, bench_opv;            /* bench_gate.c */
-extern const struct bench bench_seqdata_read;                /* bench_seqdata.c */
-extern const struct bench bench_timed_pair, bench_perf_read; /* bench_timed.c */
-extern const struct bench bench_pool_pair, bench_pool_bulk;  /* bench_pool.c */
-extern const struct bench bench_rwlock_read_pair, bench_rwlock_write_pair, bench_ref_pair,
-	bench_ref_kill;                                     /* bench_rwlock.c */
-extern const struct bench bench_pool_pair, bench_pool_bulk; /* bench_pool.c */
+/* bench_words.c */
+extern const struct bench bench_cpu_number, bench_counter_add, bench_histogram_record, bench_slow_path;
+extern const struct bench bench_stack_pair;     /* bench_stack.c */
+extern const struct bench bench_c_section_pair; /* bench_csection.c */
+/* bench_pool.c */
+extern const struct bench bench_pool_pair, bench_pool_bulk;
+/* bench_ring.c */
+extern const struct bench bench_ring_record_16, bench_ring_record_64, bench_ring_pointer_pair;
+/* bench_runqueue.c */
+extern const struct bench bench_runqueue_pair, bench_runqueue_steal;
 /* bench_spinlock.c */
 extern const struct bench bench_spinlock_pair, bench_spinlock_remote;
-bench_ref_kill; /* bench_rwlock.c */
-
-extern const struct bench bench_ring_record_16, bench_ring_record_64, bench_ring_pointer_pair; /* bench_ring.c */
+/* bench_rwlock.c */
+extern const struct bench bench_rwlock_read_pair, bench_rwlock_write_pair, bench_ref_pair, bench_ref_kill;
+extern const struct bench bench_seqdata_read; /* bench_seqdata.c */
+/* bench_timed.c */
+extern const struct bench bench_timed_pair, bench_perf_read;
+/* bench_gate.c */
+extern const struct bench bench_fence, bench_opv;
 
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */
