@@ -70,12 +70,12 @@ static void churn_move(void)
 static void *churn_thread(void *arg)
 {
 	uint64_t steps = 0;
-	sigset_t alarm_only;
+	sigset_t alarms;
 
 	churn_random = (uint64_t)(uintptr_t)arg * UINT64_C(0x9e3779b97f4a7c15);
-	sigemptyset(&alarm_only);
-	sigaddset(&alarm_only, SIGALRM);
-	pthread_sigmask(SIG_UNBLOCK, &alarm_only, NULL);
+	sigemptyset(&alarms);
+	sigaddset(&alarms, SIGALRM);
+	pthread_sigmask(SIG_UNBLOCK, &alarms, NULL);
 	for (; !__atomic_load_n(&churn.stop, __ATOMIC_RELAXED); steps++) {
 		churn.step(churn_draw(), 0);
 		if (steps % 1024 == 0)
@@ -96,7 +96,7 @@ static void churn_run(int argc, char **argv, void (*step)(uint64_t random, int i
 	struct itimerval often = { { 0, 300 }, { 0, 300 } }, never = { { 0, 0 }, { 0, 0 } };
 	struct sigaction action = { .sa_handler = churn_interrupt, .sa_flags = SA_RESTART };
 	pthread_t thread[CHURN_MOST_THREADS];
-	sigset_t all;
+	sigset_t alarms;
 
 	if (!(seconds > 0) || !threads || threads > CHURN_MOST_THREADS)
 		wrong("usage: [seconds [threads (1 to 64)]]");
@@ -104,8 +104,9 @@ static void churn_run(int argc, char **argv, void (*step)(uint64_t random, int i
 	if (sched_getaffinity(0, sizeof churn.cpus, &churn.cpus) || sigaction(SIGALRM, &action, NULL))
 		wrong("cannot prepare");
 	/* The timer's signals go to the threads, which let them through. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_BLOCK, &all, NULL);
+	sigemptyset(&alarms);
+	sigaddset(&alarms, SIGALRM);
+	pthread_sigmask(SIG_BLOCK, &alarms, NULL);
 	for (uintptr_t i = 0; i < threads; i++)
 		if (pthread_create(&thread[i], NULL, churn_thread, (void *)(i + 1)))
 			wrong("cannot create threads");
