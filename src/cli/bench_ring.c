@@ -179,7 +179,7 @@ static inline __attribute__((always_inline)) bool byte_copy_once(struct percpu__
 					"6:\n\tmovq %[desired], %[tail]\n"
 					"2:\n\tmovq 16(%[saved]), %[length]\n\tmovq 8(%[saved]), %[dst]\n\tmovq 0(%[saved]), %[src]\n\t" PERCPU__A_COLD
 						PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_JUMP("%l[aborted]")
-							PERCPU__A_COLD_END
+							PERCPU__A_COLD_END PERCPU__EXIT("%l[again]")
 		:
 		: [area] "r"(area), [cpu] "r"(cpu), [tail] "m"(*tail), [expected] "r"(expected), [dst] "r"(dst),
 		  [src] "r"(src), [length] "r"(length), [desired] "r"(desired), [saved] "r"(saved)
