@@ -81,7 +81,7 @@ struct percpu_commit {
  */
 #define percpu_commit(slot, value)                                                                                     \
 	percpu__commit((uint64_t *)(void *)(slot),                                                                     \
-		       PERCPU__WORD_OF(value) + 0 * sizeof(char[sizeof *(slot) == 8 ? 1 : -1]))
+		       PERCPU__WORD_OF(value) + 0 * sizeof(char[sizeof(__typeof__(*(slot))) == 8 ? 1 : -1]))
 #ifdef __cplusplus
 #define PERCPU__WORD_OF(value) ((uint64_t)(value))
 #else

@@ -47,7 +47,7 @@ PERCPU_SECTION(push, struct head, head, struct percpu_stack_node, node)
 BENCH_LOOP pair_in_c(struct bench_worker *worker, uint64_t n)
 {
 	struct head *head = lists.c;
-	struct percpu_stack_node *node;
+	struct percpu_stack_node *node = NULL;
 
 	(void)worker;
 	for (; n; n--)

@@ -19,8 +19,8 @@
 
 #define SIZE   64
 #define BATCH  32
-#define DEPTH  (2 * BATCH) /* objects for each thread in the lists */
-#define CACHED 128         /* as many as percpu_pool's magazines hold of this size */
+#define DEPTH  ((size_t)2 * BATCH) /* objects for each thread in the lists */
+#define CACHED 128                 /* as many as percpu_pool's magazines hold of this size */
 
 struct object {
 	BENCH_ALIGNED struct object *next;
@@ -303,7 +303,7 @@ static int pool_setup(unsigned threads)
 #ifdef CK_F_STACK_POP_MPMC
 	ck_stack_init(&pools.ck);
 #endif
-	for (size_t i = 0; i < (size_t)threads * DEPTH; i++) {
+	for (size_t i = 0; i < threads * DEPTH; i++) {
 		struct object *object = make_object();
 
 		if (!object)

@@ -75,7 +75,7 @@ static inline __attribute__((always_inline)) void write_percpu(struct percpu_rec
 
 	while (n) {
 		/* Three quarters full. */
-		uint64_t most = CAPACITY / 4 * 3 / percpu_record_size(length), turn = n < most ? n : most;
+		uint64_t most = (uint64_t)CAPACITY / 4 * 3 / percpu_record_size(length), turn = n < most ? n : most;
 
 		n -= turn;
 		for (; turn; turn--)

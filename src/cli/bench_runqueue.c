@@ -26,6 +26,7 @@
 
 #define DEPTH 16 /* tasks in each queue at the start */
 #define FULL  64 /* of which half is stolen */
+#define KINDS 6  /* of queues, each with nodes of its own */
 
 /* Works in any of the queues. */
 struct node {
@@ -427,9 +428,9 @@ static int make_queues(void)
 static int fill(unsigned cpu, unsigned count)
 {
 	for (unsigned i = 0; i < count; i++) {
-		struct node *nodes[6];
+		struct node *nodes[KINDS];
 
-		for (size_t k = 0; k < sizeof(nodes) / sizeof(*nodes); k++) {
+		for (size_t k = 0; k < KINDS; k++) {
 			nodes[k] = make_node();
 			if (!nodes[k])
 				return -ENOMEM;

@@ -170,7 +170,7 @@ static struct chain take_half(copy *c)
 
 	empty_inbox(c);
 	length = length_of(c);
-	if (length > 2 * PERCPU_RUNQUEUE_STEAL_MAX)
+	if (length > (size_t)2 * PERCPU_RUNQUEUE_STEAL_MAX)
 		return take_front(c, PERCPU_RUNQUEUE_STEAL_MAX);
 	return length < 2 ? take_front(c, 1) : take_back(c, length / 2);
 }
@@ -516,7 +516,7 @@ static long sleep_until(uint32_t *wakes, int64_t end)
 	struct timespec at = { (time_t)(end / 1000000000), (long)(end % 1000000000) };
 
 	return percpu__sys6(SYS_futex, (long)wakes, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 0,
-			    end == INT64_MAX ? 0 : (long)&at, 0, (long)~0U);
+			    end == INT64_MAX ? 0 : (long)&at, 0, 0xffffffffL);
 }
 
 int percpu_runqueue_wait(struct percpu_runqueue *rq, int64_t timeout_ns)
