@@ -172,10 +172,16 @@ PERCPU_API int percpu__record_any(struct percpu_record_ring *ring, uint64_t head
  */
 PERCPU_API int percpu_record_ring_init(struct percpu_record_ring *ring, size_t capacity, unsigned flags);
 
+/* It is the first member; NULL stays NULL. */
+PERCPU__INLINE struct percpu_ring *percpu__ring_of(const struct percpu_record_ring *ring)
+{
+	return (struct percpu_ring *)(uintptr_t)ring;
+}
+
 /** percpu_record_ring_destroy - as percpu_ring_destroy(). */
 PERCPU__INLINE void percpu_record_ring_destroy(struct percpu_record_ring *ring)
 {
-	percpu_ring_destroy(&ring->ring);
+	percpu_ring_destroy(percpu__ring_of(ring));
 }
 
 /** percpu_record_ring_longest - bytes of the longest payload: a quarter of the capacity less 8, at most PERCPU_COPY_MAX. */
@@ -236,43 +242,43 @@ PERCPU_API int percpu_record_ring_peek_index(struct percpu_record_ring *ring, un
 /** percpu_record_ring_discard - as percpu_ring_discard(). */
 PERCPU__INLINE int percpu_record_ring_discard(struct percpu_record_ring *ring, unsigned index)
 {
-	return percpu_ring_discard(&ring->ring, index);
+	return percpu_ring_discard(percpu__ring_of(ring), index);
 }
 
 /** percpu_record_ring_is_empty - as percpu_ring_is_empty(). */
 PERCPU__INLINE bool percpu_record_ring_is_empty(const struct percpu_record_ring *ring, unsigned index)
 {
-	return percpu_ring_is_empty(&ring->ring, index);
+	return percpu_ring_is_empty(percpu__ring_of(ring), index);
 }
 
 /** percpu_record_ring_lost - as percpu_ring_lost(): each record is read once, or discarded, or counted here, or there. */
 PERCPU__INLINE uint64_t percpu_record_ring_lost(const struct percpu_record_ring *ring)
 {
-	return percpu_ring_lost(&ring->ring);
+	return percpu_ring_lost(percpu__ring_of(ring));
 }
 
 /** percpu_record_ring_wait - as percpu_ring_wait(). */
 PERCPU__INLINE int percpu_record_ring_wait(struct percpu_record_ring *ring, int64_t timeout_ns)
 {
-	return percpu_ring_wait(&ring->ring, timeout_ns);
+	return percpu_ring_wait(percpu__ring_of(ring), timeout_ns);
 }
 
 /** percpu_record_ring_wake_up - as percpu_ring_wake_up(). */
 PERCPU__INLINE void percpu_record_ring_wake_up(struct percpu_record_ring *ring)
 {
-	percpu_ring_wake_up(&ring->ring);
+	percpu_ring_wake_up(percpu__ring_of(ring));
 }
 
 /** percpu_record_ring_eventfd - as percpu_ring_eventfd(). */
 PERCPU__INLINE int percpu_record_ring_eventfd(struct percpu_record_ring *ring)
 {
-	return percpu_ring_eventfd(&ring->ring);
+	return percpu_ring_eventfd(percpu__ring_of(ring));
 }
 
 /** percpu_record_ring_arm - as percpu_ring_arm(). */
 PERCPU__INLINE int percpu_record_ring_arm(struct percpu_record_ring *ring)
 {
-	return percpu_ring_arm(&ring->ring);
+	return percpu_ring_arm(percpu__ring_of(ring));
 }
 
 PERCPU_END_DECLS
