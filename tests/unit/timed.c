@@ -139,19 +139,31 @@ static void sleep_is_told(void **state)
 	struct timespec nap = { .tv_nsec = 100000 };
 	struct percpu_timed_result result;
 	struct percpu_timed timed;
+	unsigned naps = 0;
 
 	(void)state;
 	if (!sleep_is_seen())
 		skip();
 	for (int i = 0; i < 20; i++) {
+		/* Where a hypervisor takes the CPU away, a nap may be over before the thread has gone to sleep. */
+		int64_t before, slept;
+		bool clean;
+
 		percpu_timed_begin(&timed);
+		before = switches();
 		nanosleep(&nap, NULL);
-		assert_false(percpu_timed_end(&timed, &result));
+		slept = switches() - before;
+		clean = percpu_timed_end(&timed, &result);
+		check_result(&result, clean);
+		if (!slept)
+			continue;
+		naps++;
+		assert_false(clean);
 		assert_true(result.flags & PERCPU_TIMED_INTERRUPTED);
-		check_result(&result, false);
 		if (!by_descriptor)
 			assert_true(result.switches > 0);
 	}
+	assert_true(naps > 0);
 }
 
 static void moves_are_seen(void **state)
