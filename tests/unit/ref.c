@@ -235,6 +235,9 @@ static void *use_all_the_time(void *arg)
 static void *kill_again_and_again(void *unused)
 {
 	(void)unused;
+	/* On a busy machine all lives could be over before the others begin. */
+	while (!__atomic_load_n(&used, __ATOMIC_RELAXED))
+		sched_yield();
 	for (unsigned life = 0; life < LIVES; life++) {
 		/* Some lives are given back before they end. */
 		percpu_ref_get(&ref);
