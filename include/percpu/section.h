@@ -133,27 +133,6 @@ left:
 }
 
 /*
- * If *flag == 0, *object += n, for words that are only counted in, as percpu__try_count(). The flag is ordinary memory and
- * read inside the section: who sets it and fences knows that nobody adds any more who saw 0 (but for slow paths that are
- * under way). What the flag's writer did before he stored 0 with release is visible afterwards.
- */
-PERCPU__INLINE int percpu__try_count_unless(uint64_t *object, uint64_t n, const uint32_t *flag, enum percpu__by by)
-{
-	__asm__ __volatile__ goto(
-		PERCPU__ENTER_UNGATED PERCPU__A_NONZERO("flag", "11f") PERCPU__A_ADD("n") PERCPU__LEAVE_DIFFERS
-		:
-		: [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX(by)), [object] "r"(object),
-		  [limit] PERCPU__LIMIT_OPERAND(percpu__remainder), [n] PERCPU__ADD_OPERAND(n), [flag] "r"(flag)
-		: "memory", PERCPU__SCRATCH
-		: left, differs);
-	return PERCPU__DONE;
-differs:
-	return PERCPU__DIFFERS;
-left:
-	return PERCPU__LEFT;
-}
-
-/*
  * If *open != 0, *object += n, for words that are only counted in, as percpu__try_count(). The word is percpu__remainder or
  * 0: so one comparison asks both, whether the thread may and whether anybody may. It is read inside the section: who sets it
  * to 0 and fences knows that nobody adds any more who saw something else. What he did before he set it back, with release, is

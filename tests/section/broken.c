@@ -107,8 +107,10 @@ NOINLINE void flag_outside(struct call *c)
 NOINLINE void right_flag(struct call *c)
 {
 	do
-		c->rc = percpu__try_count_unless(c->p, c->n, c->flag, PERCPU__BY_ID);
-	while (c->rc == PERCPU__LEFT);
+		c->rc = percpu__try_count_open(c->p, c->n, c->open, PERCPU__BY_ID);
+	while (c->rc == PERCPU__LEFT && __atomic_load_n(c->open, __ATOMIC_ACQUIRE));
+	if (c->rc == PERCPU__LEFT)
+		c->rc = PERCPU__DIFFERS;
 }
 
 NOINLINE void rival_add(struct call *c)

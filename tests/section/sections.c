@@ -115,10 +115,6 @@ VARIANTS(FUNCTIONS)
 	{                                                                                                              \
 		c->rc = percpu__try_count_release(c->p, c->n, by);                                                     \
 	}                                                                                                              \
-	NOINLINE void try_count_unless_##v(struct call *c)                                                             \
-	{                                                                                                              \
-		c->rc = percpu__try_count_unless(c->p, c->n, c->flag, by);                                             \
-	}                                                                                                              \
 	NOINLINE void try_count_open_##v(struct call *c)                                                               \
 	{                                                                                                              \
 		c->rc = percpu__try_count_open(c->p, c->n, c->open, by);                                               \
@@ -241,8 +237,6 @@ const struct entry entries[] = {
 	WORDS(count, count_kind, cpu, PERCPU__BY_CPU, .object = COUNTER),
 	COUNT(try_count_release, count_kind, id, PERCPU__BY_ID),
 	COUNT(try_count_release, count_kind, cpu, PERCPU__BY_CPU),
-	COUNT(try_count_unless, unless_kind, id, PERCPU__BY_ID),
-	COUNT(try_count_unless, unless_kind, cpu, PERCPU__BY_CPU),
 	COUNT(try_count_open, unless_kind, id, PERCPU__BY_ID),
 	COUNT(try_count_open, unless_kind, cpu, PERCPU__BY_CPU),
 	{ .name = "counter_add", .kind = &count_kind, .run = counter_add, .rival = count_id, .object = COUNTER },
