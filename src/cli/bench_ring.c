@@ -56,7 +56,7 @@ static struct {
 	struct percpu_record_ring refuse, overwrite;
 	struct percpu_ring pointers;
 	struct buffer *by_cpu; /* per-CPU */
-	struct buffer *by_getcpu;
+	struct buffer *by_getcpu, *by_thread;
 	struct queues *queues;
 	unsigned threads;
 	BENCH_ALIGNED pthread_mutex_t mutex;
@@ -99,11 +99,8 @@ static inline __attribute__((always_inline)) void append(struct buffer *buffer, 
 	__atomic_store_n(&buffer->tail, buffer->tail + length + sizeof(header), __ATOMIC_RELEASE);
 }
 
-static __thread struct buffer own;
-
-static inline __attribute__((always_inline)) void write_plain(uint64_t n, size_t length)
+static inline __attribute__((always_inline)) void write_plain(struct buffer *buffer, uint64_t n, size_t length)
 {
-	struct buffer *buffer = &own;
 
 	for (; n; n--)
 		append(buffer, here.record, length);
@@ -232,8 +229,7 @@ static inline __attribute__((always_inline)) void write_byte_copy(uint64_t n, si
 	}                                                                                                              \
 	BENCH_LOOP record_plain_##length(struct bench_worker *worker, uint64_t n)                                      \
 	{                                                                                                              \
-		(void)worker;                                                                                          \
-		write_plain(n, length);                                                                                \
+		write_plain(&here.by_thread[worker->id], n, length);                                                                                \
 	}                                                                                                              \
 	BENCH_LOOP record_mutex_##length(struct bench_worker *worker, uint64_t n)                                      \
 	{                                                                                                              \
@@ -405,14 +401,15 @@ static int record_setup(unsigned threads)
 	unsigned cpus = percpu_possible_cpus();
 	int rc;
 
-	(void)threads;
 	here.refused = 0;
 	memset(here.record, 0x5a, sizeof(here.record));
 	here.by_cpu = percpu_alloc(sizeof(*here.by_cpu), 128);
 	here.by_getcpu = aligned_alloc(128, cpus * sizeof(*here.by_getcpu));
-	if (!here.by_cpu || !here.by_getcpu)
+	here.by_thread = aligned_alloc(128, threads * sizeof(*here.by_thread));
+	if (!here.by_cpu || !here.by_getcpu || !here.by_thread)
 		return -ENOMEM;
 	memset(here.by_getcpu, 0, cpus * sizeof(*here.by_getcpu));
+	memset(here.by_thread, 0, threads * sizeof(*here.by_thread));
 	rc = percpu_record_ring_init(&here.refuse, CAPACITY, PERCPU_RING_REFUSE);
 	return rc ? rc : percpu_record_ring_init(&here.overwrite, CAPACITY, PERCPU_RING_OVERWRITE);
 }
@@ -430,7 +427,8 @@ static void record_teardown(void)
 	percpu_record_ring_destroy(&here.overwrite);
 	percpu_free(here.by_cpu);
 	free(here.by_getcpu);
-	here.by_cpu = here.by_getcpu = NULL;
+	free(here.by_thread);
+	here.by_cpu = here.by_getcpu = here.by_thread = NULL;
 }
 
 static int pointer_setup(unsigned threads)
