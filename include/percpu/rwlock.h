@@ -2,10 +2,19 @@
 /*
  * Reader-writer locks whose readers write nothing that another CPU writes.
  *
+ * A lock is a per-CPU object, by itself or as a member of one; fresh per-CPU memory is a lock that nobody holds:
+ *
+ *     struct percpu_rwlock *lock = percpu_alloc(sizeof *lock, 64);
+ *
+ *     percpu_rwlock_read_lock(lock);
+ *     ... read what the lock guards ...
+ *     percpu_rwlock_read_unlock(lock);
+ *
  * A reader counts itself in on its own copy and out on whichever copy it is by then: one section each, no atomic
- * instruction, so readers on any number of CPUs do not disturb each other. A writer pays for that: it says that the
- * lock is closed, fences all CPUs (percpu_fence()), and waits until as many have left as entered. For data that is read
- * all the time and changed now and then.
+ * instruction, so readers on any number of CPUs do not disturb each other. A writer pays for that: it closes the copies
+ * that readers used, fences all CPUs (percpu_fence()), and waits until as many have left as entered. The first reader on
+ * each copy after a writer opens it again, which costs that one some atomic instructions. For data that is read all the
+ * time and changed now and then.
  *
  * Who waits for whom. A reader that comes while a writer holds the lock or waits for readers to leave, waits for that
  * one writer only: when it unlocks (or gives up), all readers that waited get in, before any other writer. A writer
@@ -35,22 +44,61 @@
 
 PERCPU_BEGIN_DECLS
 
-/** A lock, in the caller's storage; belongs to the library. Must not be moved or copied. */
+/** A lock: 128 bytes of each copy, of which those of a copy that no reader runs on are never written. Belongs to the library. */
 struct percpu_rwlock {
-	uint64_t *
-		entered; /* per-CPU: how many readers entered there, and in the next word how many left; only counted up */
-	uint32_t open; /* 0: closed; else percpu__remainder; written by the one writer, rarely, read by all */
-	/* What waiting readers and writers write must not share a cache line with what every reader reads. */
-	char apart[128];
+	uint64_t entered; /* how many readers entered here; only counted up */
+	uint64_t left;    /* how many left here */
+	uint32_t open;    /* sections may count here: set by readers who are inside, cleared by the writer */
+	uint32_t unused[11];
+	/* In the first copy, for all. What waiting readers and writers write is in another cache line than what sections use. */
 	uint64_t queue;   /* phase, whether there is a writer, how many readers wait */
+	uint32_t closed;  /* by a writer, who is inside or waits for readers to leave */
 	uint32_t phase;   /* readers sleep here */
 	uint32_t gone;    /* the writer sleeps here until readers have left */
 	uint32_t writers; /* a lock among writers */
 	uint32_t forks;   /* of this process when the lock was taken for writing */
-	char behind[64];
+	uint32_t owed;    /* copies were closed, and no fence has succeeded since */
+	uint32_t unused_too[8];
 };
 
-#define PERCPU__RWLOCK_LEFT(lock) ((lock)->entered + 1)
+/* Where `open` is, from `entered` and from `left`. */
+#define PERCPU__RWLOCK_OPEN_FROM_ENTERED "16"
+#define PERCPU__RWLOCK_OPEN_FROM_LEFT    "8"
+
+#ifndef PERCPU_NO_SECTIONS
+/*
+ * If this copy is open, count one more in it. `open` is read inside the section: who clears it and fences knows that nobody
+ * counts here any more who saw it set. The load is an acquire: it pairs with the release of the reader that opened the copy,
+ * and sees what he saw. The count is a release: who sees it sees what was done before.
+ */
+/* clang-format off */
+#define PERCPU__RWLOCK_COUNT(lock, word, open_from_word)                                                               \
+	__asm__ __volatile__ goto(                                                                                     \
+		PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                             \
+		"1:\n\t" PERCPU__A_LOCATE_IF(PERCPU__STRIDE_ASM, PERCPU__A_SELF, open_from_word, "4f")                 \
+		PERCPU__A_ADD_RELEASE("n") PERCPU__LEAVE                                                               \
+		:                                                                                                      \
+		: [self] "r"(PERCPU__SELF_OPERAND), [index] "r"(PERCPU__INDEX_OF(lock)), [object] "r"(&(lock)->word),  \
+		  [n] PERCPU__ADD_OPERAND((uint64_t)1)                                                                 \
+		: "memory", PERCPU__SCRATCH                                                                            \
+		: left)
+/* clang-format on */
+PERCPU__INLINE int percpu__try_rwlock_enter(struct percpu_rwlock *lock)
+{
+	PERCPU__RWLOCK_COUNT(lock, entered, PERCPU__RWLOCK_OPEN_FROM_ENTERED);
+	return PERCPU__DONE;
+left:
+	return PERCPU__LEFT;
+}
+
+PERCPU__INLINE int percpu__try_rwlock_leave(struct percpu_rwlock *lock)
+{
+	PERCPU__RWLOCK_COUNT(lock, left, PERCPU__RWLOCK_OPEN_FROM_LEFT);
+	return PERCPU__DONE;
+left:
+	return PERCPU__LEFT;
+}
+#endif
 
 /* The cold halves. @ns: how long to wait at most; 0 not at all. */
 #define PERCPU__RWLOCK_FOREVER UINT64_MAX
@@ -59,30 +107,23 @@ PERCPU_API void percpu__rwlock_again_slow(struct percpu_rwlock *lock) PERCPU__CO
 PERCPU_API void percpu__rwlock_leave_slow(struct percpu_rwlock *lock) PERCPU__COLD;
 
 /**
- * percpu_rwlock_init - make a lock that nobody holds.
+ * percpu_rwlock_init - make a lock that nobody holds of memory that is not fresh.
  *
- * Takes 16 bytes of each copy. Returns 0; -EINVAL if @lock is NULL; -ENOMEM. May block. Async-signal-safe.
+ * @lock: a per-CPU pointer. Nobody else may use it meanwhile, or be inside any of these functions. Copies that are 0 are not
+ * touched. Returns 0, or -EINVAL if @lock is NULL. Wait-free, async-signal-safe.
  */
 PERCPU_API int percpu_rwlock_init(struct percpu_rwlock *lock);
 
 /**
- * percpu_rwlock_destroy - free what init allocated.
- *
- * Nobody may hold it, wait for it, or still be inside any of these functions (unlocking included). Does nothing for
- * NULL or the second time.
- */
-PERCPU_API void percpu_rwlock_destroy(struct percpu_rwlock *lock);
-
-/**
  * percpu_rwlock_read_lock - enter as a reader.
  *
- * Everything that the last writer did is visible then. One section, if the lock is open. Waits for one writer at most
- * (see above); wait-free if there is none.
+ * @lock: a per-CPU pointer
+ * Everything that the last writer did is visible then. One section, if this copy was used since then. Waits for one writer
+ * at most (see above); wait-free if there is none.
  */
 PERCPU__INLINE void percpu_rwlock_read_lock(struct percpu_rwlock *lock)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID)) !=
-			     PERCPU__DONE))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_rwlock_enter(lock)) != PERCPU__DONE))
 		(void)percpu__rwlock_read_slow(lock, PERCPU__RWLOCK_FOREVER);
 }
 
@@ -93,8 +134,7 @@ PERCPU__INLINE void percpu_rwlock_read_lock(struct percpu_rwlock *lock)
  */
 PERCPU__INLINE int percpu_rwlock_read_trylock(struct percpu_rwlock *lock)
 {
-	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID)) ==
-			   PERCPU__DONE))
+	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_rwlock_enter(lock)) == PERCPU__DONE))
 		return 0;
 	return percpu__rwlock_read_slow(lock, 0);
 }
@@ -107,8 +147,7 @@ PERCPU__INLINE int percpu_rwlock_read_trylock(struct percpu_rwlock *lock)
  */
 PERCPU__INLINE int percpu_rwlock_read_timedlock(struct percpu_rwlock *lock, uint64_t ns)
 {
-	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID)) ==
-			   PERCPU__DONE))
+	if (PERCPU__LIKELY(PERCPU__TRY(percpu__try_rwlock_enter(lock)) == PERCPU__DONE))
 		return 0;
 	return percpu__rwlock_read_slow(lock, ns);
 }
@@ -121,7 +160,7 @@ PERCPU__INLINE int percpu_rwlock_read_timedlock(struct percpu_rwlock *lock, uint
  */
 PERCPU__INLINE void percpu_rwlock_read_lock_again(struct percpu_rwlock *lock)
 {
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_release(lock->entered, 1, PERCPU__BY_ID)) != PERCPU__DONE))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_release(&lock->entered, 1, PERCPU__BY_ID)) != PERCPU__DONE))
 		percpu__rwlock_again_slow(lock);
 }
 
@@ -134,11 +173,10 @@ PERCPU__INLINE void percpu_rwlock_read_lock_again(struct percpu_rwlock *lock)
 PERCPU__INLINE void percpu_rwlock_read_unlock(struct percpu_rwlock *lock)
 {
 	/*
-	 * If the lock is closed this goes on in the slow path, which wakes the writer. One that closes it after the
-	 * section has looked either aborts it by his fence or finds its count in his sum.
+	 * If the copy is closed this goes on in the slow path, which wakes the writer. One that closes it after the section
+	 * has looked either aborts it by his fence or finds its count in his sum.
 	 */
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_count_open(PERCPU__RWLOCK_LEFT(lock), 1, &lock->open,
-								PERCPU__BY_ID)) != PERCPU__DONE))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_rwlock_leave(lock)) != PERCPU__DONE))
 		percpu__rwlock_leave_slow(lock);
 }
 
@@ -146,7 +184,8 @@ PERCPU__INLINE void percpu_rwlock_read_unlock(struct percpu_rwlock *lock)
  * percpu_rwlock_write_lock - close the lock to readers, wait until all have left, and be alone.
  *
  * Returns 0, or -errno of membarrier(2) if the kernel has begun to refuse it (a sandbox entered after start): then the
- * lock is not held. Blocks, see above for how long. About as long as a fence (0.5 to 7 us) where there are no readers.
+ * lock is not held. Blocks, see above for how long. About as long as a fence (0.5 to 7 us) where there are no readers; without
+ * one if none came since the last writer. Looks at each copy.
  */
 PERCPU_API int percpu_rwlock_write_lock(struct percpu_rwlock *lock);
 

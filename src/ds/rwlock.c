@@ -4,12 +4,16 @@
  *
  * A reader is inside when it has counted in `entered` and not yet in `left`. Both words of each copy only go up,
  * sections change those of their own copy, everybody else those of the remainder (in mode none: of any copy) by atomic
- * instructions.
+ * instructions. Sections that enter or leave do so only where the copy is open; that of the remainder never is.
  *
- * The writer (one: `writers` is a lock) sets WRITER in `queue`, clears `open`, fences, and waits until the sums are
- * equal. Behind the fence no section enters any more: one that saw the lock open has committed, visibly to the writer,
- * or was aborted. Who enters by an atomic instruction counts first and looks at `open` then, and takes the count back
- * if it is closed: of him and the writer one sees the other (both sides have a full barrier).
+ * The writer (one: `writers` is a lock) sets WRITER in `queue` and `closed`, closes all open copies, fences, and waits until
+ * the sums are equal. Behind the fence no section enters any more: one that saw its copy open has committed, visibly to the
+ * writer, or was aborted. Who enters by an atomic instruction counts first and looks at `closed` then, and takes the count
+ * back if it is: of him and the writer one sees the other (both sides have a full barrier).
+ *
+ * Copies stay closed until a reader that is inside opens its own again. It takes the lock among writers for that, if it is
+ * free: so a writer sees all copies that are open, and none is opened while there is a writer. One that finds all copies
+ * closed needs no fence: since the last one no section has entered, and who leaves by one looks at `closed` behind a barrier.
  *
  * The sums are not taken at one moment, so `left` comes first: each count in it had its count in `entered` before, and
  * that is read after. Somebody who is inside all the time has one in `entered` that is visible behind the fence, and
@@ -19,9 +23,8 @@
  *
  * Readers that meet a closed lock count themselves in `queue`, and the writer that opens it counts them as entered
  * there and then, before another writer can come, moves on to the next phase, and wakes them. So a queued reader waits
- * for exactly one writer. `open` is cleared after WRITER is set, and set before it is cleared: who queues up and sees
- * no WRITER may enter by himself, and if he then finds the lock closed, that is a writer who came after him, and will
- * let him in.
+ * for exactly one writer. `closed` is set after WRITER, and cleared before it: who queues up and sees no WRITER may enter
+ * by himself, and if he then finds the lock closed, that is a writer who came after him, and will let him in.
  */
 #include <errno.h>
 #include <limits.h>
@@ -49,6 +52,10 @@
 #define HELD 1U
 #define ONE  2U
 
+_Static_assert(offsetof(struct percpu_rwlock, open) - offsetof(struct percpu_rwlock, entered) == 16, "the sections'");
+_Static_assert(offsetof(struct percpu_rwlock, open) - offsetof(struct percpu_rwlock, left) == 8, "the sections'");
+_Static_assert(offsetof(struct percpu_rwlock, queue) == 64 && sizeof(struct percpu_rwlock) == 128, "cache lines");
+
 /* How long a function may wait. */
 struct patience {
 	uint64_t ns;
@@ -73,25 +80,17 @@ static bool sleep_on(uint32_t *word, uint32_t value, const struct patience *p)
 
 int percpu_rwlock_init(struct percpu_rwlock *lock)
 {
-	uint64_t *entered;
+	static const struct percpu_rwlock fresh;
 
 	if (!lock)
 		return -EINVAL;
-	entered = percpu_alloc(2 * sizeof *entered, 2 * sizeof *entered);
-	if (!entered)
-		return -ENOMEM;
-	memset(lock, 0, sizeof *lock);
-	lock->entered = entered;
-	lock->open = percpu__remainder;
-	return 0;
-}
+	percpu_for_each_index(i) {
+		struct percpu_rwlock *copy = percpu_ptr(lock, i);
 
-void percpu_rwlock_destroy(struct percpu_rwlock *lock)
-{
-	if (!lock)
-		return;
-	percpu_free(lock->entered);
-	lock->entered = NULL;
+		if (memcmp(copy, &fresh, sizeof fresh) != 0)
+			*copy = fresh;
+	}
+	return 0;
 }
 
 /* Readers. */
@@ -109,7 +108,12 @@ static void add(uint64_t *words, uint64_t n)
 
 static bool is_closed(const struct percpu_rwlock *lock)
 {
-	return __atomic_load_n(&lock->open, __ATOMIC_SEQ_CST) == 0;
+	return __atomic_load_n(&lock->closed, __ATOMIC_SEQ_CST) != 0;
+}
+
+static uint32_t *open_word(struct percpu_rwlock *lock, unsigned index)
+{
+	return &percpu_ptr(lock, index)->open;
 }
 
 /* A reader has left a lock that is closed. The writer reads `gone`, then sums: if he sees our number he sees our count. */
@@ -121,7 +125,7 @@ static void tell_writer(struct percpu_rwlock *lock)
 
 static void leave(struct percpu_rwlock *lock)
 {
-	add(PERCPU__RWLOCK_LEFT(lock), 1);
+	add(&lock->left, 1);
 	/* Before the look at `open`: pairs with the fence of percpu_fence() in mode none, where it interrupts nobody. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (is_closed(lock))
@@ -133,7 +137,7 @@ static bool enter(struct percpu_rwlock *lock)
 {
 	if (is_closed(lock))
 		return false;
-	add(lock->entered, 1);
+	add(&lock->entered, 1);
 	/* The count, then the look: pairs with the closing and the fence in write_lock(). Otherwise each could miss the other. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!is_closed(lock))
@@ -173,33 +177,60 @@ static int queue_up(struct percpu_rwlock *lock, const struct patience *p)
 	}
 }
 
-/* A section, as often as the budget allows; PERCPU__LEFT if none could commit. */
-static int try_to_enter(struct percpu_rwlock *lock)
+static void unlock_writers(uint32_t *word)
 {
-	int rc = PERCPU__LEFT;
-
-	if (percpu__runs_sections())
-		for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT && !is_closed(lock); i++)
-			rc = PERCPU__TRY(percpu__try_count_open(lock->entered, 1, &lock->open, PERCPU__BY_ID));
-	return rc;
+	if (__atomic_and_fetch(word, ~HELD, __ATOMIC_RELEASE))
+		percpu__futex_wake(word, 1, ~0U);
 }
 
-static int try_to_count(uint64_t *words)
+/* By a thread that is inside: lets sections enter and leave on the copy that it is on, unless there are writers. */
+static void open_copy(struct percpu_rwlock *lock)
 {
-	int rc = PERCPU__LEFT;
+	uint32_t none = 0, *open;
+	unsigned index;
 
+	if (!percpu__runs_sections())
+		return;
+	index = percpu__current_index(PERCPU__BY_ID);
+	open = open_word(lock, index);
+	if (index == percpu__remainder || __atomic_load_n(open, __ATOMIC_RELAXED) ||
+	    !__atomic_compare_exchange_n(&lock->writers, &none, HELD, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+		return;
+	/* Release: what the last writer did. */
+	__atomic_store_n(open, 1, __ATOMIC_RELEASE);
+	unlock_writers(&lock->writers);
+}
+
+/* A section, as often as the budget allows; none where the copy is closed. */
+static bool try_to_enter(struct percpu_rwlock *lock)
+{
+	if (!percpu__runs_sections())
+		return false;
+	for (int i = 0; i < PERCPU_ABORT_BUDGET; i++) {
+		if (!__atomic_load_n(open_word(lock, percpu__current_index(PERCPU__BY_ID)), __ATOMIC_RELAXED))
+			return false;
+		if (PERCPU__TRY(percpu__try_rwlock_enter(lock)) == PERCPU__DONE)
+			return true;
+	}
+	return false;
+}
+
+/* For who is inside already, and stays there: whether the copy is open does not matter. */
+static bool try_to_count(uint64_t *words)
+{
 	(void)words;
 	if (percpu__runs_sections())
-		for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT; i++)
-			rc = PERCPU__TRY(percpu__try_count_release(words, 1, PERCPU__BY_ID));
-	return rc;
+		for (int i = 0; i < PERCPU_ABORT_BUDGET; i++)
+			if (PERCPU__TRY(percpu__try_count_release(words, 1, PERCPU__BY_ID)) == PERCPU__DONE)
+				return true;
+	return false;
 }
 
-int percpu__rwlock_read_slow(struct percpu_rwlock *lock, uint64_t ns)
+static int enter_or_wait(struct percpu_rwlock *lock, uint64_t ns)
 {
 	struct patience p;
 
-	if (try_to_enter(lock) == PERCPU__DONE || enter(lock))
+	if (enter(lock))
 		return 0;
 	if (!ns)
 		return -EBUSY;
@@ -212,17 +243,34 @@ int percpu__rwlock_read_slow(struct percpu_rwlock *lock, uint64_t ns)
 	return queue_up(lock, &p);
 }
 
+int percpu__rwlock_read_slow(struct percpu_rwlock *lock, uint64_t ns)
+{
+	int rc;
+
+	if (try_to_enter(lock))
+		return 0;
+	rc = enter_or_wait(lock, ns);
+	if (!rc)
+		open_copy(lock);
+	return rc;
+}
+
 void percpu__rwlock_again_slow(struct percpu_rwlock *lock)
 {
-	if (try_to_count(lock->entered) != PERCPU__DONE)
-		add(lock->entered, 1);
+	if (!try_to_count(&lock->entered))
+		add(&lock->entered, 1);
 }
 
 void percpu__rwlock_leave_slow(struct percpu_rwlock *lock)
 {
-	if (try_to_count(PERCPU__RWLOCK_LEFT(lock)) != PERCPU__DONE)
+	open_copy(lock);
+	if (!try_to_count(&lock->left)) {
 		leave(lock);
-	else if (is_closed(lock))
+		return;
+	}
+	/* As in leave(): the writer need not fence. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (is_closed(lock))
 		tell_writer(lock);
 }
 
@@ -262,12 +310,6 @@ static int lock_writers(uint32_t *word, const struct patience *p)
 	}
 }
 
-static void unlock_writers(uint32_t *word)
-{
-	if (__atomic_and_fetch(word, ~HELD, __ATOMIC_RELEASE))
-		percpu__futex_wake(word, 1, ~0U);
-}
-
 static uint64_t sum(uint64_t *words)
 {
 	uint64_t total = 0;
@@ -283,9 +325,9 @@ static uint64_t sum(uint64_t *words)
  */
 static uint64_t readers(struct percpu_rwlock *lock)
 {
-	uint64_t left = sum(PERCPU__RWLOCK_LEFT(lock));
+	uint64_t left = sum(&lock->left);
 
-	return sum(lock->entered) - left;
+	return sum(&lock->entered) - left;
 }
 
 static int wait_for_readers(struct percpu_rwlock *lock, const struct patience *p)
@@ -313,19 +355,41 @@ static int wait_for_readers(struct percpu_rwlock *lock, const struct patience *p
 	return rc;
 }
 
+/* So that no section enters any more. Returns what percpu_fence() does. */
+static int close_copies(struct percpu_rwlock *lock)
+{
+	int rc = 0;
+
+	for (unsigned index = 0; index < percpu__remainder; index++) {
+		uint32_t *open = open_word(lock, index);
+
+		if (__atomic_load_n(open, __ATOMIC_RELAXED)) {
+			lock->owed = 1;
+			__atomic_store_n(open, 0, __ATOMIC_RELAXED);
+		}
+	}
+	/* `closed`, then the sums: pairs with enter() and leave(), with a fence or without. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (lock->owed)
+		rc = percpu_fence();
+	if (!rc)
+		lock->owed = 0;
+	return rc;
+}
+
 /* Lets all in that wait, and ends the phase. */
 static void open_lock(struct percpu_rwlock *lock)
 {
 	uint64_t queue, counted = 0, waiting;
 
-	/* Release: pairs with the acquire of sections and of enter(), which then see what the writer did. */
-	__atomic_store_n(&lock->open, percpu__remainder, __ATOMIC_SEQ_CST);
+	/* Release: pairs with the acquire of enter(), which then sees what the writer did. */
+	__atomic_store_n(&lock->closed, 0, __ATOMIC_SEQ_CST);
 	queue = __atomic_load_n(&lock->queue, __ATOMIC_ACQUIRE);
 	do {
 		waiting = queue & WAITING;
 		/* Those that gave up meanwhile have not entered after all: modulo 2^64, for nobody sums but a writer. */
 		if (waiting != counted)
-			add(lock->entered, waiting - counted);
+			add(&lock->entered, waiting - counted);
 		counted = waiting;
 	} while (!__atomic_compare_exchange_n(&lock->queue, &queue, ((queue >> PHASE) + 1) << PHASE, 0,
 					      __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE));
@@ -348,9 +412,8 @@ static int write_lock(struct percpu_rwlock *lock, uint64_t ns)
 		return -EBUSY;
 	}
 	__atomic_fetch_or(&lock->queue, WRITER, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&lock->open, 0, __ATOMIC_SEQ_CST);
-	/* Pairs with: sections that enter (aborted or seen), those that leave (aborted or seen), enter(), leave(). */
-	rc = percpu_fence();
+	__atomic_store_n(&lock->closed, 1, __ATOMIC_SEQ_CST);
+	rc = close_copies(lock);
 	if (!rc)
 		rc = wait_for_readers(lock, &p);
 	if (rc) {
@@ -380,7 +443,7 @@ int percpu_rwlock_write_timedlock(struct percpu_rwlock *lock, uint64_t ns)
 /* The writer's thread has forked, and this is the child: nobody else was inside, and those who waited are not here. */
 static void forget_the_parents(struct percpu_rwlock *lock)
 {
-	add(PERCPU__RWLOCK_LEFT(lock), readers(lock));
+	add(&lock->left, readers(lock));
 	lock->queue &= ~WAITING;
 	lock->gone = 0;
 	lock->writers = HELD;
@@ -399,7 +462,7 @@ void percpu_rwlock_downgrade(struct percpu_rwlock *lock)
 {
 	if (lock->forks != percpu__fork_count)
 		forget_the_parents(lock);
-	add(lock->entered, 1);
+	add(&lock->entered, 1);
 	open_lock(lock);
 	unlock_writers(&lock->writers);
 }

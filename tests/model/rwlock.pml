@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The reader-writer lock: readers that count in and out by sections on any copy, or by atomic instructions on the remainder,
- * or are let in from the queue; writers that close, fence, sum and sleep (src/ds/rwlock.c).
+ * The reader-writer lock: readers that count in and out by sections on an open copy, or by atomic instructions on the
+ * remainder, or are let in from the queue, and that open the copy; writers that close, fence, sum and sleep
+ * (src/ds/rwlock.c). There is one copy that can be open, and one more that counts what is behind a migration.
  *
  * A section's store waits in its thread's buffer, first in, first out, and reaches memory at any time: a fence, an atomic
  * instruction and a migration empty it. A fence also aborts sections. The first reader enters a second time while it is
@@ -16,6 +17,8 @@
  *   NO_RECHECK      the writer says that it sleeps after it has summed
  *   NO_GRANT        the writer wakes the queue without having counted it in
  *   STAY_CLOSED     `closed` is cleared after WRITER
+ *   OPEN_ANY_TIME   a reader opens the copy without the lock among writers
+ *   NO_BARRIER      who leaves by a section on a closed copy looks at `closed` without a barrier
  */
 #ifndef READERS
 #define READERS 2
@@ -30,6 +33,7 @@ byte entered[COPIES], left[COPIES];
 /* Buffers: the copy + 1 of a store that is on its way; `enter` goes before `leave`. */
 byte enter_pending[READERS], leave_pending[READERS];
 bool armed[READERS], aborted[READERS];
+bool opened;                     /* copy 0 */
 bool closed, held, writer;       /* the queue's bit */
 byte waiting, phase, woken;      /* of the queue; `woken` is the futex word */
 byte gone;
@@ -107,17 +111,60 @@ inline enter_atomically()
 	fi
 }
 
-inline leave_by_section()
+/* By who is inside. */
+inline open_copy()
 {
-	/* On any copy; a store to another one is behind a migration. */
+	d_step {
+#ifdef OPEN_ANY_TIME
+		if :: !closed -> openable = true :: else fi
+#else
+		if :: !held -> flush(me); opened = true :: else fi
+#endif
+	}
+#ifdef OPEN_ANY_TIME
+	;
+	if :: openable -> openable = false; opened = true :: else fi
+#endif
+}
+
+/* On any copy, open or not; a store to another one is behind a migration. */
+inline leave_slowly()
+{
+	if
+	:: open_copy()
+	:: true
+	fi;
 	if
 	:: d_step { flush(me); leave_pending[me] = 1 }
 	:: d_step { flush(me); leave_pending[me] = 2 }
 	:: d_step { enter_pending[me] == 1 && !leave_pending[me] -> leave_pending[me] = 1 }
+	:: d_step { enter_pending[me] == 2 && !leave_pending[me] -> leave_pending[me] = 2 }
 	fi;
+#ifndef NO_BARRIER
+	d_step { flush(me) };
+#endif
 	if
 	:: closed -> tell()
 	:: else
+	fi
+}
+
+inline leave_by_section()
+{
+	atomic { armed[me] = true; aborted[me] = false; c = false };
+	atomic { if :: !aborted[me] && opened -> c = true :: else fi };
+	atomic {
+		if
+		:: c && !aborted[me] ->
+		   if :: leave_pending[me] || enter_pending[me] == 2 -> flush(me) :: else fi;
+		   leave_pending[me] = 1
+		:: else -> c = false
+		fi;
+		armed[me] = false
+	};
+	if
+	:: c -> c = false
+	:: else -> leave_slowly()
 	fi
 }
 
@@ -154,14 +201,21 @@ proctype reader(byte me)
 {
 	byte mine, seen;
 	bool ok, saw, c, queued;
+#ifdef OPEN_ANY_TIME
+	bool openable;
+#endif
 
 again:
 	if
 	:: true -> /* a section */
 	   atomic { armed[me] = true; aborted[me] = false };
-	   atomic { if :: aborted[me] -> goto again :: else -> c = closed fi };
+	   atomic { if :: aborted[me] -> goto again :: else -> c = opened fi };
 	   if
-	   :: c -> armed[me] = false; enter_atomically(); if :: ok -> skip :: else -> queue_up() fi
+	   :: !c ->
+	      armed[me] = false;
+	      enter_atomically();
+	      if :: ok -> skip :: else -> queue_up() fi;
+	      if :: open_copy() :: true fi
 	   :: else ->
 	      atomic {
 		if
@@ -208,7 +262,10 @@ proctype write()
 	atomic { !held -> held = true };
 	writer = true;
 	closed = true;
-	fence();
+	if
+	:: opened -> opened = false; fence()
+	:: else
+	fi;
 	add_up();
 	if
 	:: sum == 0

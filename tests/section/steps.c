@@ -338,23 +338,23 @@ static void on_release(struct percpu_ref *ref)
 
 static void shared(void)
 {
-	struct percpu_rwlock lock;
+	struct percpu_rwlock *lock = percpu_alloc(sizeof *lock, 64);
 	struct percpu_ref ref;
 	bool did;
 	int rc;
 
-	expect(percpu_rwlock_init(&lock) == 0 && percpu_ref_init(&ref, on_release, 0) == 0);
-	STEP("rwlock_read_lock", percpu_rwlock_read_lock(&lock));
-	STEP("rwlock_read_lock_again", percpu_rwlock_read_lock_again(&lock));
-	STEP("rwlock_write_trylock of a reader", rc = percpu_rwlock_write_trylock(&lock));
+	expect(lock && percpu_ref_init(&ref, on_release, 0) == 0);
+	STEP("rwlock_read_lock", percpu_rwlock_read_lock(lock));
+	STEP("rwlock_read_lock_again", percpu_rwlock_read_lock_again(lock));
+	STEP("rwlock_write_trylock of a reader", rc = percpu_rwlock_write_trylock(lock));
 	expect(rc == -EBUSY);
-	STEP("rwlock_read_unlock", percpu_rwlock_read_unlock(&lock));
-	percpu_rwlock_read_unlock(&lock);
-	STEP("rwlock_write_lock", rc = percpu_rwlock_write_lock(&lock));
+	STEP("rwlock_read_unlock", percpu_rwlock_read_unlock(lock));
+	percpu_rwlock_read_unlock(lock);
+	STEP("rwlock_write_lock", rc = percpu_rwlock_write_lock(lock));
 	expect(rc == 0);
-	STEP("rwlock_read_trylock of a writer", rc = percpu_rwlock_read_trylock(&lock));
+	STEP("rwlock_read_trylock of a writer", rc = percpu_rwlock_read_trylock(lock));
 	expect(rc == -EBUSY);
-	STEP("rwlock_write_unlock", percpu_rwlock_write_unlock(&lock));
+	STEP("rwlock_write_unlock", percpu_rwlock_write_unlock(lock));
 	STEP("ref_get", percpu_ref_get(&ref));
 	STEP("ref_tryget_live", did = percpu_ref_tryget_live(&ref));
 	expect(did);
@@ -364,7 +364,7 @@ static void shared(void)
 	STEP("ref_put of the last", percpu_ref_put(&ref));
 	expect(ended == 1);
 	percpu_ref_destroy(&ref);
-	percpu_rwlock_destroy(&lock);
+	percpu_free(lock);
 }
 
 int main(void)

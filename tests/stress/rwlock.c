@@ -25,7 +25,7 @@
 
 #define THREADS 8
 
-static struct percpu_rwlock lock;
+static struct percpu_rwlock *lock;
 static volatile uint64_t first, second; /* under the lock */
 static uint64_t writes;
 
@@ -122,11 +122,11 @@ static void on_signal(int sig)
 {
 	(void)sig;
 	use();
-	if (percpu_rwlock_read_trylock(&lock) == 0) {
+	if (percpu_rwlock_read_trylock(lock) == 0) {
 		look();
-		percpu_rwlock_read_lock_again(&lock);
-		percpu_rwlock_read_unlock(&lock);
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_lock_again(lock);
+		percpu_rwlock_read_unlock(lock);
+		percpu_rwlock_read_unlock(lock);
 	}
 	count(&signals);
 }
@@ -137,21 +137,21 @@ static void fork_once(void)
 	pid_t child;
 	int status;
 
-	if (percpu_rwlock_write_lock(&lock))
+	if (percpu_rwlock_write_lock(lock))
 		wrong("cannot lock");
 	child = fork();
 	if (child == 0) {
 		signal(SIGUSR1, SIG_IGN);
-		percpu_rwlock_write_unlock(&lock);
-		percpu_rwlock_read_lock(&lock);
-		percpu_rwlock_read_unlock(&lock);
-		if (percpu_rwlock_write_trylock(&lock))
+		percpu_rwlock_write_unlock(lock);
+		percpu_rwlock_read_lock(lock);
+		percpu_rwlock_read_unlock(lock);
+		if (percpu_rwlock_write_trylock(lock))
 			_exit(1);
 		change();
-		percpu_rwlock_write_unlock(&lock);
+		percpu_rwlock_write_unlock(lock);
 		_exit(0);
 	}
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	if (child < 0)
 		return;
 	while (waitpid(child, &status, 0) != child)
@@ -168,28 +168,28 @@ static void turn(unsigned me, uint64_t *random)
 
 	use();
 	if (what < 4) {
-		if (percpu_rwlock_write_lock(&lock))
+		if (percpu_rwlock_write_lock(lock))
 			wrong("cannot lock");
 		change();
-		percpu_rwlock_write_unlock(&lock);
+		percpu_rwlock_write_unlock(lock);
 	} else if (what < 8) {
-		if (percpu_rwlock_write_timedlock(&lock, draw(random, 200000)) == 0) {
+		if (percpu_rwlock_write_timedlock(lock, draw(random, 200000)) == 0) {
 			change();
-			percpu_rwlock_downgrade(&lock);
+			percpu_rwlock_downgrade(lock);
 			look();
-			percpu_rwlock_read_unlock(&lock);
+			percpu_rwlock_read_unlock(lock);
 		}
 	} else if (what < 12) {
-		if (percpu_rwlock_write_trylock(&lock) == 0) {
+		if (percpu_rwlock_write_trylock(lock) == 0) {
 			change();
-			percpu_rwlock_write_unlock(&lock);
+			percpu_rwlock_write_unlock(lock);
 		}
 	} else if (what < 16) {
-		if (percpu_rwlock_read_timedlock(&lock, draw(random, 200000)) == 0) {
+		if (percpu_rwlock_read_timedlock(lock, draw(random, 200000)) == 0) {
 			look();
 			sched_yield();
 			look();
-			percpu_rwlock_read_unlock(&lock);
+			percpu_rwlock_read_unlock(lock);
 		}
 	} else if (what < 18) {
 		CPU_ZERO(&one);
@@ -202,9 +202,9 @@ static void turn(unsigned me, uint64_t *random)
 	} else if (what < 24 && me == 1) {
 		live(random);
 	} else {
-		percpu_rwlock_read_lock(&lock);
+		percpu_rwlock_read_lock(lock);
 		look();
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 	}
 }
 
@@ -243,7 +243,8 @@ int main(int argc, char **argv)
 	}
 	if (argc % 2 == 0 || seconds < 1)
 		return usage(argv[0]);
-	if (percpu_describe(&about) || percpu_rwlock_init(&lock) || percpu_ref_init(&ref, on_release, 0))
+	lock = percpu_alloc(sizeof *lock, 64);
+	if (!lock || percpu_describe(&about) || percpu_ref_init(&ref, on_release, 0))
 		return 1;
 	if (mode && strcmp(mode, about.mode_name)) {
 		printf("skipped: mode %s, not %s: %s\n", about.mode_name, mode, about.reason);
@@ -264,9 +265,9 @@ int main(int argc, char **argv)
 		pthread_join(threads[i], NULL);
 	if (first != writes || second != writes)
 		wrong("a write is lost");
-	if (percpu_rwlock_write_trylock(&lock))
+	if (percpu_rwlock_write_trylock(lock))
 		wrong("the lock is not free in the end");
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	if (released || percpu_ref_kill(&ref) || released != 1)
 		wrong("the count is not exact in the end");
 	printf("mode %s: reads %lu, writes %lu, uses %lu, lives %lu, children %lu, signals %lu\n", about.mode_name,

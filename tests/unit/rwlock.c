@@ -8,7 +8,7 @@
 
 #define MS 1000000U
 
-static struct percpu_rwlock lock;
+static struct percpu_rwlock *lock;
 static uint32_t step; /* what threads tell each other */
 
 static void say(uint32_t what)
@@ -26,13 +26,14 @@ static int setup(void **state)
 {
 	(void)state;
 	say(0);
-	return percpu_rwlock_init(&lock);
+	lock = percpu_alloc(sizeof *lock, 64);
+	return lock ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
 	(void)state;
-	percpu_rwlock_destroy(&lock);
+	percpu_free(lock);
 	return 0;
 }
 
@@ -68,62 +69,102 @@ static int elsewhere(int (*what)(void))
 
 static int read_once(void)
 {
-	int rc = percpu_rwlock_read_trylock(&lock);
+	int rc = percpu_rwlock_read_trylock(lock);
 
 	if (!rc)
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 	return rc;
 }
 
 static int write_once(void)
 {
-	int rc = percpu_rwlock_write_trylock(&lock);
+	int rc = percpu_rwlock_write_trylock(lock);
 
 	if (!rc)
-		percpu_rwlock_write_unlock(&lock);
+		percpu_rwlock_write_unlock(lock);
 	return rc;
 }
 
 static int read_for_a_while(void)
 {
-	int rc = percpu_rwlock_read_timedlock(&lock, 2 * MS);
+	int rc = percpu_rwlock_read_timedlock(lock, 2 * MS);
 
 	if (!rc)
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 	return rc;
 }
 
 static int write_for_a_while(void)
 {
-	int rc = percpu_rwlock_write_timedlock(&lock, 2 * MS);
+	int rc = percpu_rwlock_write_timedlock(lock, 2 * MS);
 
 	if (!rc)
-		percpu_rwlock_write_unlock(&lock);
+		percpu_rwlock_write_unlock(lock);
 	return rc;
 }
 
 static int just_unlock_read(void)
 {
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_unlock(lock);
 	return 0;
 }
 
 static int just_unlock_write(void)
 {
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	return 0;
 }
 
-static void arguments(void **state)
+/* Memory that was used for something else. */
+static void beginning_again(void **state)
 {
-	struct percpu_rwlock other;
-
 	(void)state;
 	assert_int_equal(percpu_rwlock_init(NULL), -EINVAL);
-	percpu_rwlock_destroy(NULL);
-	assert_int_equal(percpu_rwlock_init(&other), 0);
-	percpu_rwlock_destroy(&other);
-	percpu_rwlock_destroy(&other);
+	percpu_for_each_index(i)
+		memset(percpu_ptr(lock, i), 0xa5, sizeof *lock);
+	assert_int_equal(percpu_rwlock_init(lock), 0);
+	assert_int_equal(read_once(), 0);
+	assert_int_equal(write_once(), 0);
+}
+
+static bool any_open(void)
+{
+	percpu_for_each_index(i)
+		if (percpu_ptr(lock, i)->open)
+			return true;
+	return false;
+}
+
+/* What makes readers fast, and writers that come one after another. */
+static void copies_are_opened_and_closed(void **state)
+{
+	struct percpu_description how;
+
+	(void)state;
+	assert_false(any_open());
+	percpu_rwlock_read_lock(lock);
+	assert_int_equal(percpu_describe(&how), 0);
+	assert_int_equal(any_open(), how.mode != PERCPU_MODE_NONE);
+	percpu_rwlock_read_unlock(lock);
+	assert_int_equal(any_open(), how.mode != PERCPU_MODE_NONE);
+	assert_int_equal(percpu_ptr(lock, percpu_copies() - 1)->open, 0);
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
+	assert_false(any_open());
+	percpu_rwlock_write_unlock(lock);
+	assert_false(any_open());
+	/* Who is inside opens it when he leaves. */
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
+	percpu_rwlock_downgrade(lock);
+	assert_false(any_open());
+	percpu_rwlock_read_unlock(lock);
+	assert_int_equal(any_open(), how.mode != PERCPU_MODE_NONE);
+	/* But not in front of a writer that waits. */
+	percpu_rwlock_read_lock(lock);
+	assert_int_equal(elsewhere(write_for_a_while), -ETIMEDOUT);
+	assert_false(any_open());
+	percpu_rwlock_read_unlock(lock);
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
+	percpu_rwlock_write_unlock(lock);
 }
 
 static void who_gets_in_beside_whom(void **state)
@@ -133,33 +174,33 @@ static void who_gets_in_beside_whom(void **state)
 		percpu__thread_force(force);
 		assert_int_equal(elsewhere(read_once), 0);
 		assert_int_equal(elsewhere(write_once), 0);
-		percpu_rwlock_read_lock(&lock);
+		percpu_rwlock_read_lock(lock);
 		assert_int_equal(elsewhere(read_once), 0);
 		assert_int_equal(elsewhere(write_once), -EBUSY);
 		assert_int_equal(elsewhere(read_for_a_while), 0);
 		assert_int_equal(elsewhere(write_for_a_while), -ETIMEDOUT);
 		/* A writer that gave up leaves no trace. */
 		assert_int_equal(elsewhere(read_once), 0);
-		percpu_rwlock_read_lock_again(&lock);
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_lock_again(lock);
+		percpu_rwlock_read_unlock(lock);
 		assert_int_equal(elsewhere(write_once), -EBUSY);
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 		assert_int_equal(elsewhere(write_once), 0);
-		assert_int_equal(percpu_rwlock_write_lock(&lock), 0);
+		assert_int_equal(percpu_rwlock_write_lock(lock), 0);
 		assert_int_equal(elsewhere(read_once), -EBUSY);
 		assert_int_equal(elsewhere(write_once), -EBUSY);
 		assert_int_equal(elsewhere(read_for_a_while), -ETIMEDOUT);
 		assert_int_equal(elsewhere(write_for_a_while), -ETIMEDOUT);
-		percpu_rwlock_downgrade(&lock);
+		percpu_rwlock_downgrade(lock);
 		assert_int_equal(elsewhere(read_once), 0);
 		assert_int_equal(elsewhere(write_once), -EBUSY);
-		percpu_rwlock_read_unlock(&lock);
-		assert_int_equal(percpu_rwlock_write_timedlock(&lock, UINT64_MAX), 0);
-		assert_int_equal(percpu_rwlock_read_timedlock(&lock, 0), -EBUSY);
-		assert_int_equal(percpu_rwlock_write_timedlock(&lock, 0), -EBUSY);
-		percpu_rwlock_write_unlock(&lock);
-		assert_int_equal(percpu_rwlock_read_timedlock(&lock, UINT64_MAX), 0);
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
+		assert_int_equal(percpu_rwlock_write_timedlock(lock, UINT64_MAX), 0);
+		assert_int_equal(percpu_rwlock_read_timedlock(lock, 0), -EBUSY);
+		assert_int_equal(percpu_rwlock_write_timedlock(lock, 0), -EBUSY);
+		percpu_rwlock_write_unlock(lock);
+		assert_int_equal(percpu_rwlock_read_timedlock(lock, UINT64_MAX), 0);
+		percpu_rwlock_read_unlock(lock);
 		percpu__thread_force(PERCPU__FORCE_OFF);
 	}
 }
@@ -170,30 +211,30 @@ static void giving_up_takes_as_long_as_asked(void **state)
 	uint64_t start;
 
 	(void)state;
-	assert_int_equal(percpu_rwlock_write_lock(&lock), 0);
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
 	start = now();
 	assert_int_equal(elsewhere(read_for_a_while), -ETIMEDOUT);
 	assert_true(now() - start >= 2 * MS);
 	start = now();
 	assert_int_equal(elsewhere(write_for_a_while), -ETIMEDOUT);
 	assert_true(now() - start >= 2 * MS);
-	percpu_rwlock_write_unlock(&lock);
-	percpu_rwlock_read_lock(&lock);
+	percpu_rwlock_write_unlock(lock);
+	percpu_rwlock_read_lock(lock);
 	start = now();
 	assert_int_equal(elsewhere(write_for_a_while), -ETIMEDOUT);
 	assert_true(now() - start >= 2 * MS);
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_unlock(lock);
 }
 
 /* A time so long that it passes the end of the clock is for ever. */
 static void *hold_for_writing(void *unused)
 {
 	(void)unused;
-	if (percpu_rwlock_write_lock(&lock))
+	if (percpu_rwlock_write_lock(lock))
 		return "cannot lock";
 	say(1);
 	usleep(20000);
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	return NULL;
 }
 
@@ -205,8 +246,8 @@ static void nearly_for_ever(void **state)
 	(void)state;
 	assert_int_equal(pthread_create(&holder, NULL, hold_for_writing, NULL), 0);
 	wait_for(1);
-	assert_int_equal(percpu_rwlock_read_timedlock(&lock, UINT64_MAX - 1), 0);
-	percpu_rwlock_read_unlock(&lock);
+	assert_int_equal(percpu_rwlock_read_timedlock(lock, UINT64_MAX - 1), 0);
+	percpu_rwlock_read_unlock(lock);
 	assert_int_equal(pthread_join(holder, &wrong), 0);
 	assert_null(wrong);
 }
@@ -214,12 +255,12 @@ static void nearly_for_ever(void **state)
 static void another_thread_may_unlock(void **state)
 {
 	(void)state;
-	percpu_rwlock_read_lock(&lock);
-	percpu_rwlock_read_lock(&lock);
+	percpu_rwlock_read_lock(lock);
+	percpu_rwlock_read_lock(lock);
 	assert_int_equal(elsewhere(just_unlock_read), 0);
 	assert_int_equal(elsewhere(write_once), -EBUSY);
 	assert_int_equal(elsewhere(just_unlock_read), 0);
-	assert_int_equal(percpu_rwlock_write_lock(&lock), 0);
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
 	assert_int_equal(elsewhere(just_unlock_write), 0);
 	assert_int_equal(elsewhere(write_once), 0);
 }
@@ -239,16 +280,16 @@ static void *wait_and_enter(void *arg)
 	struct waiter *w = arg;
 
 	if (w->writes)
-		w->rc = percpu_rwlock_write_lock(&lock);
+		w->rc = percpu_rwlock_write_lock(lock);
 	else
-		percpu_rwlock_read_lock(&lock);
+		percpu_rwlock_read_lock(lock);
 	__atomic_store_n(&w->entered, __atomic_add_fetch(&place, 1, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
 	while (!__atomic_load_n(&w->leave, __ATOMIC_SEQ_CST))
 		usleep(100);
 	if (w->writes)
-		percpu_rwlock_write_unlock(&lock);
+		percpu_rwlock_write_unlock(lock);
 	else
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 	return NULL;
 }
 
@@ -279,7 +320,7 @@ static void until_entered(const struct waiter *w)
 
 static unsigned queued_readers(void)
 {
-	return (unsigned)(__atomic_load_n(&lock.queue, __ATOMIC_SEQ_CST) & 0xffffff);
+	return (unsigned)(__atomic_load_n(&lock->queue, __ATOMIC_SEQ_CST) & 0xffffff);
 }
 
 /* A writer that waits keeps later readers out, so these cannot starve it. */
@@ -289,7 +330,7 @@ static void readers_do_not_overtake_a_writer(void **state)
 
 	(void)state;
 	place = 0;
-	percpu_rwlock_read_lock(&lock);
+	percpu_rwlock_read_lock(lock);
 	writer = start(0, true);
 	while (elsewhere(read_once) == 0)
 		usleep(100);
@@ -300,11 +341,11 @@ static void readers_do_not_overtake_a_writer(void **state)
 	assert_int_equal(has_entered(writer), 0);
 	assert_int_equal(has_entered(reader), 0);
 	/* Who is inside may enter again, though a writer waits. */
-	percpu_rwlock_read_lock_again(&lock);
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_lock_again(lock);
+	percpu_rwlock_read_unlock(lock);
 	usleep(5000);
 	assert_int_equal(has_entered(writer), 0);
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_unlock(lock);
 	until_entered(writer);
 	assert_int_equal(has_entered(reader), 0);
 	end(writer);
@@ -320,15 +361,15 @@ static void writers_do_not_overtake_readers(void **state)
 
 	(void)state;
 	place = 0;
-	assert_int_equal(percpu_rwlock_write_lock(&lock), 0);
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
 	writer = start(0, true);
-	while (__atomic_load_n(&lock.writers, __ATOMIC_SEQ_CST) >> 1 != 1)
+	while (__atomic_load_n(&lock->writers, __ATOMIC_SEQ_CST) >> 1 != 1)
 		usleep(100);
 	readers[0] = start(1, false);
 	readers[1] = start(2, false);
 	while (queued_readers() != 2)
 		usleep(100);
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	until_entered(readers[0]);
 	until_entered(readers[1]);
 	usleep(5000);
@@ -348,18 +389,18 @@ static void giving_up_in_the_queue(void **state)
 	struct waiter *reader;
 
 	(void)state;
-	assert_int_equal(percpu_rwlock_write_lock(&lock), 0);
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
 	assert_int_equal(elsewhere(read_for_a_while), -ETIMEDOUT);
 	assert_int_equal(queued_readers(), 0);
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	assert_int_equal(elsewhere(write_once), 0);
 
-	percpu_rwlock_read_lock(&lock);
+	percpu_rwlock_read_lock(lock);
 	reader = start(0, false);
 	assert_int_equal(elsewhere(write_for_a_while), -ETIMEDOUT);
 	until_entered(reader);
 	end(reader);
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_unlock(lock);
 	assert_int_equal(elsewhere(write_once), 0);
 }
 
@@ -367,40 +408,40 @@ static void giving_up_in_the_queue(void **state)
 
 static int child_of_a_reader(void)
 {
-	if (percpu_rwlock_write_trylock(&lock) != -EBUSY)
+	if (percpu_rwlock_write_trylock(lock) != -EBUSY)
 		return 1;
-	percpu_rwlock_read_unlock(&lock);
-	if (percpu_rwlock_write_trylock(&lock))
+	percpu_rwlock_read_unlock(lock);
+	if (percpu_rwlock_write_trylock(lock))
 		return 2;
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	return 0;
 }
 
 static int child_of_a_writer(void)
 {
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	/* Readers and writers that waited in the parent do not exist here. */
-	if (percpu_rwlock_write_trylock(&lock))
+	if (percpu_rwlock_write_trylock(lock))
 		return 1;
-	percpu_rwlock_write_unlock(&lock);
-	if (percpu_rwlock_read_trylock(&lock))
+	percpu_rwlock_write_unlock(lock);
+	if (percpu_rwlock_read_trylock(lock))
 		return 2;
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_unlock(lock);
 	return 0;
 }
 
 static int child_that_downgrades(void)
 {
-	percpu_rwlock_downgrade(&lock);
-	if (percpu_rwlock_write_trylock(&lock) != -EBUSY)
+	percpu_rwlock_downgrade(lock);
+	if (percpu_rwlock_write_trylock(lock) != -EBUSY)
 		return 1;
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_unlock(lock);
 	return child_of_a_writer() ? 2 : 0;
 }
 
 static int child_of_anybody(void)
 {
-	return percpu_rwlock_write_trylock(&lock) == -EBUSY ? 0 : 1;
+	return percpu_rwlock_write_trylock(lock) == -EBUSY ? 0 : 1;
 }
 
 static void forks(void **state)
@@ -408,18 +449,18 @@ static void forks(void **state)
 	struct waiter *reader, *writer;
 
 	(void)state;
-	percpu_rwlock_read_lock(&lock);
+	percpu_rwlock_read_lock(lock);
 	assert_int_equal(unit_in_child(child_of_a_reader), 0);
-	percpu_rwlock_read_unlock(&lock);
+	percpu_rwlock_read_unlock(lock);
 
-	assert_int_equal(percpu_rwlock_write_lock(&lock), 0);
+	assert_int_equal(percpu_rwlock_write_lock(lock), 0);
 	reader = start(0, false);
 	writer = start(1, true);
-	while (queued_readers() != 1 || __atomic_load_n(&lock.writers, __ATOMIC_SEQ_CST) >> 1 != 1)
+	while (queued_readers() != 1 || __atomic_load_n(&lock->writers, __ATOMIC_SEQ_CST) >> 1 != 1)
 		usleep(100);
 	assert_int_equal(unit_in_child(child_of_a_writer), 0);
 	assert_int_equal(unit_in_child(child_that_downgrades), 0);
-	percpu_rwlock_write_unlock(&lock);
+	percpu_rwlock_write_unlock(lock);
 	until_entered(reader);
 	/* What another thread holds stays held. */
 	assert_int_equal(unit_in_child(child_of_anybody), 0);
@@ -446,11 +487,11 @@ static void look(void)
 static void on_signal(int sig)
 {
 	(void)sig;
-	if (percpu_rwlock_read_trylock(&lock) == 0) {
+	if (percpu_rwlock_read_trylock(lock) == 0) {
 		look();
-		percpu_rwlock_read_lock_again(&lock);
-		percpu_rwlock_read_unlock(&lock);
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_lock_again(lock);
+		percpu_rwlock_read_unlock(lock);
+		percpu_rwlock_read_unlock(lock);
 		__atomic_fetch_add(&handled, 1, __ATOMIC_RELAXED);
 	}
 }
@@ -467,37 +508,37 @@ static void one_turn(uint64_t *random)
 {
 	switch (unit_random(random) % 64) {
 	case 0:
-		if (percpu_rwlock_write_lock(&lock))
+		if (percpu_rwlock_write_lock(lock))
 			__atomic_fetch_add(&torn, 1, __ATOMIC_RELAXED);
 		change();
-		percpu_rwlock_write_unlock(&lock);
+		percpu_rwlock_write_unlock(lock);
 		break;
 	case 1:
-		if (percpu_rwlock_write_timedlock(&lock, unit_random(random) % 100000))
+		if (percpu_rwlock_write_timedlock(lock, unit_random(random) % 100000))
 			break;
 		change();
-		percpu_rwlock_downgrade(&lock);
+		percpu_rwlock_downgrade(lock);
 		look();
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 		break;
 	case 2:
-		if (percpu_rwlock_write_trylock(&lock))
+		if (percpu_rwlock_write_trylock(lock))
 			break;
 		change();
-		percpu_rwlock_write_unlock(&lock);
+		percpu_rwlock_write_unlock(lock);
 		break;
 	case 3:
-		if (percpu_rwlock_read_timedlock(&lock, unit_random(random) % 100000))
+		if (percpu_rwlock_read_timedlock(lock, unit_random(random) % 100000))
 			break;
 		look();
 		sched_yield();
 		look();
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 		break;
 	default:
-		percpu_rwlock_read_lock(&lock);
+		percpu_rwlock_read_lock(lock);
 		look();
-		percpu_rwlock_read_unlock(&lock);
+		percpu_rwlock_read_unlock(lock);
 	}
 }
 
@@ -537,7 +578,8 @@ static void no_update_is_lost(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(arguments),
+		TEST(beginning_again),
+		TEST(copies_are_opened_and_closed),
 		TEST(who_gets_in_beside_whom),
 		TEST(giving_up_takes_as_long_as_asked),
 		TEST(nearly_for_ever),

@@ -81,6 +81,11 @@
 	"ldr w14, [" area ", %[index]]\n\tldar w15, [%[limit]]\n\tcmp w14, w15\n\tb.hs " closed "\n\t"                 \
 	"add x14, %[object], x14, lsl #" shift "\n\t"
 
+/* The same, and leave if a 32-bit word of this copy, `at` bytes behind the object, is 0. Its load is an acquire. */
+#define PERCPU__A_LOCATE_IF(shift, area, at, closed)                                                                   \
+	"ldr w14, [" area ", %[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                 \
+	"add x15, x14, #" at "\n\tldar w15, [x15]\n\tcbz w15, " closed "\n\t"
+
 #define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "], x15]\n\tadd x14, x14, x15\n\t" /* x15 is the gate: 0 */
 #define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "ldr x15, [x14, %[" dist "]]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"

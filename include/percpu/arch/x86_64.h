@@ -78,6 +78,11 @@
 	"movl (" area ",%[index]), %%eax\n\tcmpl (%[limit]), %%eax\n\tjae " closed "\n\t"                              \
 	"shlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"
 
+/* The same, and leave if a 32-bit word of this copy, `at` bytes behind the object, is 0. Its load is an acquire. */
+#define PERCPU__A_LOCATE_IF(shift, area, at, closed)                                                                   \
+	"movl (" area ",%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                       \
+	"cmpl $0, " at "(%%rax)\n\tje " closed "\n\t"
+
 #define PERCPU__A_ADVANCE(off)        "addq (%[" off "]), %%rax\n\t"
 #define PERCPU__A_NE(val, l)          "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
 #define PERCPU__A_NE_AT(dist, val, l) "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
