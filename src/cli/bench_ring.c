@@ -101,7 +101,6 @@ static inline __attribute__((always_inline)) void append(struct buffer *buffer, 
 
 static inline __attribute__((always_inline)) void write_plain(struct buffer *buffer, uint64_t n, size_t length)
 {
-
 	for (; n; n--)
 		append(buffer, here.record, length);
 }
@@ -229,7 +228,7 @@ static inline __attribute__((always_inline)) void write_byte_copy(uint64_t n, si
 	}                                                                                                              \
 	BENCH_LOOP record_plain_##length(struct bench_worker *worker, uint64_t n)                                      \
 	{                                                                                                              \
-		write_plain(&here.by_thread[worker->id], n, length);                                                                                \
+		write_plain(&here.by_thread[worker->id], n, length);                                                   \
 	}                                                                                                              \
 	BENCH_LOOP record_mutex_##length(struct bench_worker *worker, uint64_t n)                                      \
 	{                                                                                                              \
