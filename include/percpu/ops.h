@@ -102,9 +102,8 @@ enum percpu__section {
 };
 
 #ifdef PERCPU_NO_SECTIONS
-#define PERCPU__GATE_DISTANCE(object, by) ((uintptr_t)0)
-#define PERCPU__TRY(call)                 PERCPU__LEFT
-#define PERCPU__TRY_WORD(call)            PERCPU__LEFT_WORD
+#define PERCPU__TRY(call)      PERCPU__LEFT
+#define PERCPU__TRY_WORD(call) PERCPU__LEFT_WORD
 #else
 #define PERCPU__TRY(call)      (call)
 #define PERCPU__TRY_WORD(call) (call)
@@ -192,7 +191,7 @@ PERCPU__INLINE bool percpu__copy_store(uint64_t *p, uint64_t expected, void *dst
 PERCPU__INLINE bool percpu__follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset, uintptr_t *out, enum percpu__by by,
 				   enum percpu__order order)
 {
-	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow(p, PERCPU__GATE_DISTANCE(p, by), nil, offset, by, order));
+	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow(p, nil, offset, by, order));
 
 	if (PERCPU__UNLIKELY(word == PERCPU__LEFT_WORD))
 		word = percpu__slow_follow(p, nil, offset, by, order);
@@ -202,11 +201,9 @@ PERCPU__INLINE bool percpu__follow(uintptr_t *p, uintptr_t nil, ptrdiff_t offset
 	return true;
 }
 
-/* An object that is used often may keep the distance to its gate ready. */
-PERCPU__INLINE void *percpu__pop(void **p, uintptr_t gate, size_t offset, enum percpu__by by, enum percpu__order order)
+PERCPU__INLINE void *percpu__pop(void **p, size_t offset, enum percpu__by by, enum percpu__order order)
 {
-	(void)gate; /* where there are no sections */
-	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow((uintptr_t *)p, gate, 0, (ptrdiff_t)offset, by, order));
+	uintptr_t word = PERCPU__TRY_WORD(percpu__try_follow((uintptr_t *)p, 0, (ptrdiff_t)offset, by, order));
 
 	/* One test for "empty" and "left": the caller's own test for NULL then costs nothing. */
 	if (PERCPU__UNLIKELY(word <= PERCPU__LEFT_WORD))
@@ -214,11 +211,10 @@ PERCPU__INLINE void *percpu__pop(void **p, uintptr_t gate, size_t offset, enum p
 	return (void *)word;
 }
 
-PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, uintptr_t *link, enum percpu__by by,
+PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t word, uintptr_t *link, enum percpu__by by,
 				 enum percpu__order order)
 {
-	(void)gate;
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_push(p, gate, word, link, by, order)) == PERCPU__LEFT))
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_push(p, word, link, by, order)) == PERCPU__LEFT))
 		percpu__slow_push(p, word, link, by, order);
 }
 
@@ -251,12 +247,12 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, u
 	}                                                                                                              \
 	PERCPU__INLINE void *prefix##_pop##suffix(void **p, size_t offset)                                             \
 	{                                                                                                              \
-		return percpu__pop(p, PERCPU__GATE_DISTANCE(p, by), offset, by, order);                                \
+		return percpu__pop(p, offset, by, order);                                                              \
 	}                                                                                                              \
 	PERCPU__INLINE void prefix##_push_chain##suffix(void **p, void *first, void *last, size_t offset)              \
 	{                                                                                                              \
-		percpu__push((uintptr_t *)p, PERCPU__GATE_DISTANCE(p, by), (uintptr_t)first,                           \
-			     (uintptr_t *)(void *)((char *)last + offset), by, order);                                 \
+		percpu__push((uintptr_t *)p, (uintptr_t)first, (uintptr_t *)(void *)((char *)last + offset), by,       \
+			     order);                                                                                   \
 	}                                                                                                              \
 	PERCPU__INLINE void prefix##_push##suffix(void **p, void *node, size_t offset)                                 \
 	{                                                                                                              \
@@ -265,7 +261,7 @@ PERCPU__INLINE void percpu__push(uintptr_t *p, uintptr_t gate, uintptr_t word, u
 	PERCPU__INLINE uint64_t prefix##_xchg##suffix(uint64_t *p, uint64_t value)                                     \
 	{                                                                                                              \
 		uintptr_t old;                                                                                         \
-		percpu__push((uintptr_t *)p, PERCPU__GATE_DISTANCE(p, by), (uintptr_t)value, &old, by, order);         \
+		percpu__push((uintptr_t *)p, (uintptr_t)value, &old, by, order);                                       \
 		return old;                                                                                            \
 	}
 

@@ -34,7 +34,6 @@ struct percpu_pool {
 	 * less by one for each free slot. The last object is word[*word].
 	 */
 	uint64_t *word;
-	uintptr_t gate; /* distance from it to the gate word of its copy */
 	uint64_t first; /* what the word is when one object is there */
 	size_t capacity;
 	struct percpu__depot *depot;
@@ -86,28 +85,28 @@ PERCPU_API void percpu__pool_put_bulk_slow(const struct percpu_pool *pool, void 
 /* clang-format on */
 
 /* Takes the last object. @first: the lowest word with which there is one. Returns it, 0 or PERCPU__LEFT_WORD. */
-PERCPU__INLINE uintptr_t percpu__try_pool_get(uint64_t *object, uintptr_t gate, uint64_t first)
+PERCPU__INLINE uintptr_t percpu__try_pool_get(uint64_t *object, uint64_t first)
 {
 	uintptr_t out;
 
 	__asm__ __volatile__(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_T_BELOW("first", "11f") PERCPU__A_T_TAKE("out")
 				     PERCPU__A_STORE_T PERCPU__LEAVE_WORD_OR_NONE
 			     : [out] "=&r"(out)
-			     : PERCPU__OPERANDS_GATE(object, PERCPU__BY_ID, gate), [first] "r"(first)
+			     : PERCPU__OPERANDS(object, PERCPU__BY_ID), [first] "r"(first)
 			     : PERCPU__SCRATCH);
 	return out;
 }
 
 /* Puts one behind the last. The slot is nobody's before the word says so. */
-PERCPU__INLINE int percpu__try_pool_put(uint64_t *object, uintptr_t gate, uintptr_t word)
+PERCPU__INLINE int percpu__try_pool_put(uint64_t *object, uintptr_t word)
 {
-	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_T_ABOVE("last", "11f") PERCPU__A_T_PUT("word")
-					  PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
-				  :
-				  : PERCPU__OPERANDS_GATE(object, PERCPU__BY_ID, gate), [word] "r"(word),
-				    [last] PERCPU__BOUND_OPERAND((int64_t)-2)
-				  : "memory", PERCPU__SCRATCH
-				  : left, differs);
+	__asm__ __volatile__ goto(
+		PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_T_ABOVE("last", "11f") PERCPU__A_T_PUT("word")
+			PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
+		:
+		: PERCPU__OPERANDS(object, PERCPU__BY_ID), [word] "r"(word), [last] PERCPU__BOUND_OPERAND((int64_t)-2)
+		: "memory", PERCPU__SCRATCH
+		: left, differs);
 	return PERCPU__DONE;
 differs:
 	return PERCPU__DIFFERS;
@@ -116,12 +115,12 @@ left:
 }
 
 /* The same with @n objects, 1 to the capacity. An interrupted attempt may have written some of @out. */
-PERCPU__INLINE int percpu__try_pool_get_bulk(uint64_t *object, uintptr_t gate, uint64_t first, void **to, size_t n)
+PERCPU__INLINE int percpu__try_pool_get_bulk(uint64_t *object, uint64_t first, void **to, size_t n)
 {
 	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_T_BELOW("first", "11f")
 					  PERCPU__A_T_TAKE_MANY("to", "n") PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
 				  :
-				  : PERCPU__OPERANDS_GATE(object, PERCPU__BY_ID, gate), [first] "r"(first + n - 1),
+				  : PERCPU__OPERANDS(object, PERCPU__BY_ID), [first] "r"(first + n - 1),
 				    [to] PERCPU__COPY_OPERAND(to), [n] PERCPU__COPY_OPERAND(n)
 				  : "memory", PERCPU__SCRATCH_COPY
 				  : left, differs);
@@ -132,13 +131,13 @@ left:
 	return PERCPU__LEFT;
 }
 
-PERCPU__INLINE int percpu__try_pool_put_bulk(uint64_t *object, uintptr_t gate, void *const *from, size_t n)
+PERCPU__INLINE int percpu__try_pool_put_bulk(uint64_t *object, void *const *from, size_t n)
 {
 	__asm__ __volatile__ goto(
 		PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_T_ABOVE("last", "11f") PERCPU__A_T_PUT_MANY("from", "n")
 			PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
 		:
-		: PERCPU__OPERANDS_GATE(object, PERCPU__BY_ID, gate), [last] PERCPU__BOUND_OPERAND(-(int64_t)n - 1),
+		: PERCPU__OPERANDS(object, PERCPU__BY_ID), [last] PERCPU__BOUND_OPERAND(-(int64_t)n - 1),
 		  [from] PERCPU__COPY_OPERAND(from), [n] PERCPU__COPY_OPERAND(n)
 		: "memory", PERCPU__SCRATCH_COPY
 		: left, differs);
@@ -161,7 +160,7 @@ left:
  */
 PERCPU__INLINE void *percpu_pool_get(struct percpu_pool *pool)
 {
-	uintptr_t word = PERCPU__TRY_WORD(percpu__try_pool_get(pool->word, pool->gate, pool->first));
+	uintptr_t word = PERCPU__TRY_WORD(percpu__try_pool_get(pool->word, pool->first));
 
 	if (PERCPU__UNLIKELY(word <= PERCPU__LEFT_WORD))
 		return percpu__pool_get_slow(pool, word);
@@ -181,7 +180,7 @@ PERCPU__INLINE void percpu_pool_put(struct percpu_pool *pool, void *object)
 
 	if (PERCPU__UNLIKELY(!object))
 		return;
-	rc = PERCPU__TRY(percpu__try_pool_put(pool->word, pool->gate, (uintptr_t)object));
+	rc = PERCPU__TRY(percpu__try_pool_put(pool->word, (uintptr_t)object));
 	if (PERCPU__UNLIKELY(rc != PERCPU__DONE))
 		percpu__pool_put_slow(pool, object, rc);
 }
@@ -197,7 +196,7 @@ PERCPU__INLINE bool percpu_pool_get_bulk(struct percpu_pool *pool, void **out, s
 	int rc = PERCPU__DIFFERS;
 
 	if (PERCPU__LIKELY(n - 1 < pool->capacity))
-		rc = PERCPU__TRY(percpu__try_pool_get_bulk(pool->word, pool->gate, pool->first, out, n));
+		rc = PERCPU__TRY(percpu__try_pool_get_bulk(pool->word, pool->first, out, n));
 	if (PERCPU__UNLIKELY(rc != PERCPU__DONE))
 		return percpu__pool_get_bulk_slow(pool, out, n, rc);
 	return true;
@@ -213,7 +212,7 @@ PERCPU__INLINE void percpu_pool_put_bulk(struct percpu_pool *pool, void *const *
 	int rc = PERCPU__DIFFERS;
 
 	if (PERCPU__LIKELY(n - 1 < pool->capacity))
-		rc = PERCPU__TRY(percpu__try_pool_put_bulk(pool->word, pool->gate, objects, n));
+		rc = PERCPU__TRY(percpu__try_pool_put_bulk(pool->word, objects, n));
 	if (PERCPU__UNLIKELY(rc != PERCPU__DONE))
 		percpu__pool_put_bulk_slow(pool, objects, n, rc);
 }

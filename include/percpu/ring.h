@@ -43,7 +43,6 @@ enum percpu_ring_flags {
 struct percpu_ring {
 	/* Constant after init, read by every push. */
 	void *copies;   /* per-CPU: struct percpu__ring_copy */
-	uintptr_t gate; /* distance from it to the gate word of its copy */
 	uint64_t mask;  /* bytes of a copy's buffer - 1 */
 	uint32_t most;  /* bytes of the longest record; of a ring of pointers 0 */
 	uint32_t batch; /* bytes that are dropped at once when full; 0: refuse */
@@ -90,7 +89,7 @@ PERCPU__INLINE uint64_t percpu__ring_room(const struct percpu_ring *ring, uint64
 
 /* clang-format off */
 #define PERCPU__RING_OPERANDS(ring, bytes)                                                                             \
-	PERCPU__OPERANDS_GATE((ring)->copies, PERCPU__BY_ID, (ring)->gate), [size] PERCPU__ADD_OPERAND((uint64_t)(bytes)),                          \
+	PERCPU__OPERANDS((ring)->copies, PERCPU__BY_ID), [size] PERCPU__ADD_OPERAND((uint64_t)(bytes)),                \
 		[mask] PERCPU__COPY_OPERAND((ring)->mask)
 #define PERCPU__RING_ENTER PERCPU__ENTER PERCPU__A_RESERVE("size", "mask", "11f")
 #define PERCPU__RING_ENTER_MORE PERCPU__ENTER PERCPU__A_RESERVE_MORE("size", "more", "mask", "11f")
@@ -146,8 +145,8 @@ PERCPU__INLINE int percpu__try_ring_open(const struct percpu_ring *ring)
 			PERCPU__A_LOAD_PLUS(PERCPU__RING_HEAD_FROM_LIMIT, "room")
 				PERCPU__A_STORE_T_RELEASE PERCPU__LEAVE_DIFFERS
 		:
-		: PERCPU__OPERANDS_GATE((char *)ring->copies + 8, PERCPU__BY_ID, ring->gate - 8),
-		  [wishes] "r"(&ring->wishes), [room] PERCPU__COPY_OPERAND(percpu__ring_room(ring, 0) + 1)
+		: PERCPU__OPERANDS((char *)ring->copies + 8, PERCPU__BY_ID), [wishes] "r"(&ring->wishes),
+		  [room] PERCPU__COPY_OPERAND(percpu__ring_room(ring, 0) + 1)
 		: "memory", PERCPU__SCRATCH_RING
 		: left, differs);
 	return PERCPU__DONE;

@@ -48,8 +48,7 @@ struct percpu__runqueue_copy {
 
 /** A run queue, in the caller's storage, aligned to 64. Fields belong to the library. */
 struct percpu_runqueue {
-	struct percpu__runqueue_copy *copies; /* per-CPU; constant after init, as the next */
-	uintptr_t gate;                       /* distance from it to the gate word of its copy */
+	struct percpu__runqueue_copy *copies; /* per-CPU; constant after init */
 	/* Threads in percpu_runqueue_wait() that nobody has woken yet: read by every push. */
 	uint32_t idlers __attribute__((aligned(64)));
 	uint32_t wakes; /* granted, and not yet used; waiters sleep on it */
@@ -91,7 +90,7 @@ struct percpu_runqueue {
 #define PERCPU__RUNQUEUE_SECTION(what)                                                                                 \
 	__asm__ __volatile__ goto(PERCPU__ENTER what PERCPU__A_STORE("task") PERCPU__LEAVE                             \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS_GATE(rq->copies, PERCPU__BY_ID, rq->gate), [task] "r"(task)       \
+				  : PERCPU__OPERANDS(rq->copies, PERCPU__BY_ID), [task] "r"(task)                      \
 				  : "memory", PERCPU__SCRATCH_LINKS                                                    \
 				  : left)
 
@@ -119,7 +118,7 @@ PERCPU__INLINE uintptr_t percpu__try_runqueue_pop(struct percpu_runqueue *rq)
 	__asm__ __volatile__(
 		PERCPU__ENTER PERCPU__RUNQUEUE_POP PERCPU__A_STORE_T PERCPU__LEAVE_WORD PERCPU__RUNQUEUE_ARRIVED
 		: [out] "=&r"(out)
-		: PERCPU__OPERANDS_GATE(rq->copies, PERCPU__BY_ID, rq->gate)
+		: PERCPU__OPERANDS(rq->copies, PERCPU__BY_ID)
 		: "memory", PERCPU__SCRATCH_LINKS);
 	return out;
 }

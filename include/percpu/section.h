@@ -94,9 +94,9 @@ __attribute__((constructor, visibility("hidden"), weak)) void percpu__pin_this_o
 
 /* clang-format on */
 
-#define PERCPU__OPERANDS_GATE(where, by, distance)                                                                     \
-	[area] "r"(percpu__self), [index] "r"(PERCPU__INDEX(by)), [object] "r"(where), [gate] "r"(distance)
-#define PERCPU__OPERANDS(where, by) PERCPU__OPERANDS_GATE(where, by, PERCPU__GATE_DISTANCE(where, by))
+#define PERCPU__OPERANDS(where, by)                                                                                    \
+	[area] "r"(percpu__self), [index] "r"(PERCPU__INDEX(by)), [object] "r"(where),                                 \
+		[gate] "r"(PERCPU__GATE_DISTANCE(where, by))
 
 /*
  * *object += n, for words that only sections of this kind change, that nobody reads but by atomic loads, and that are only
@@ -267,10 +267,10 @@ left:
 	__asm__ __volatile__(PERCPU__ENTER PERCPU__A_LOAD_OUT("out") PERCPU__A_IS("out", "nil", "2f")                  \
 				     PERCPU__A_FOLLOW("out", "offset") commit PERCPU__LEAVE_WORD                       \
 			     : [out] "=&r"(out)                                                                        \
-			     : PERCPU__OPERANDS_GATE(object, by, gate), [nil] "r"(nil), [offset] "r"(offset)           \
+			     : PERCPU__OPERANDS(object, by), [nil] "r"(nil), [offset] "r"(offset)                      \
 			     : __VA_ARGS__)
-PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t gate, uintptr_t nil, ptrdiff_t offset,
-					    enum percpu__by by, enum percpu__order order)
+PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t nil, ptrdiff_t offset, enum percpu__by by,
+					    enum percpu__order order)
 {
 	uintptr_t out;
 
@@ -288,11 +288,11 @@ PERCPU__INLINE uintptr_t percpu__try_follow(uintptr_t *object, uintptr_t gate, u
 #define PERCPU__PUSH(commit)                                                                                           \
 	__asm__ __volatile__ goto(PERCPU__ENTER PERCPU__A_LOAD PERCPU__A_SAVE("link") commit PERCPU__LEAVE             \
 				  :                                                                                    \
-				  : PERCPU__OPERANDS_GATE(object, by, gate), [word] "r"(word), [link] "r"(link)        \
+				  : PERCPU__OPERANDS(object, by), [word] "r"(word), [link] "r"(link)                   \
 				  : "memory", PERCPU__SCRATCH                                                          \
 				  : left)
-PERCPU__INLINE int percpu__try_push(uintptr_t *object, uintptr_t gate, uintptr_t word, uintptr_t *link,
-				    enum percpu__by by, enum percpu__order order)
+PERCPU__INLINE int percpu__try_push(uintptr_t *object, uintptr_t word, uintptr_t *link, enum percpu__by by,
+				    enum percpu__order order)
 {
 	if (order == PERCPU__RELEASE)
 		PERCPU__PUSH(PERCPU__A_STORE_RELEASE("word"));

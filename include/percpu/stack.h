@@ -21,8 +21,7 @@ struct percpu_stack_node {
 
 /** A stack, in the caller's storage. Constant after init; belongs to the library. */
 struct percpu_stack {
-	void **head;    /* per-CPU */
-	uintptr_t gate; /* distance from it to the gate word of its copy */
+	void **head; /* per-CPU */
 };
 
 /** percpu_stack_init - make an empty stack. Returns 0, -EINVAL, -ENOMEM. May block. Async-signal-safe. */
@@ -34,23 +33,23 @@ PERCPU_API void percpu_stack_destroy(struct percpu_stack *stack);
 /** percpu_stack_push - put a node on the current index's stack. Progress and safety as <percpu/ops.h> says. */
 PERCPU__INLINE void percpu_stack_push(struct percpu_stack *stack, struct percpu_stack_node *node)
 {
-	percpu__push((uintptr_t *)stack->head, stack->gate, (uintptr_t)node, (uintptr_t *)(void *)&node->next,
-		     PERCPU__BY_ID, PERCPU__RELAXED);
+	percpu__push((uintptr_t *)stack->head, (uintptr_t)node, (uintptr_t *)(void *)&node->next, PERCPU__BY_ID,
+		     PERCPU__RELAXED);
 }
 
 /** percpu_stack_push_chain - put a chain of nodes, linked from @first to @last, on the current index's stack, at once. */
 PERCPU__INLINE void percpu_stack_push_chain(struct percpu_stack *stack, struct percpu_stack_node *first,
 					    struct percpu_stack_node *last)
 {
-	percpu__push((uintptr_t *)stack->head, stack->gate, (uintptr_t)first, (uintptr_t *)(void *)&last->next,
-		     PERCPU__BY_ID, PERCPU__RELAXED);
+	percpu__push((uintptr_t *)stack->head, (uintptr_t)first, (uintptr_t *)(void *)&last->next, PERCPU__BY_ID,
+		     PERCPU__RELAXED);
 }
 
 /** percpu_stack_pop - take the newest node off the current index's stack; NULL if it is empty. */
 PERCPU__INLINE struct percpu_stack_node *percpu_stack_pop(struct percpu_stack *stack)
 {
-	return (struct percpu_stack_node *)percpu__pop(
-		stack->head, stack->gate, offsetof(struct percpu_stack_node, next), PERCPU__BY_ID, PERCPU__RELAXED);
+	return (struct percpu_stack_node *)percpu__pop(stack->head, offsetof(struct percpu_stack_node, next),
+						       PERCPU__BY_ID, PERCPU__RELAXED);
 }
 
 /** percpu_stack_pop_all - take everything off the current index's stack: its newest node, linked to the rest, or NULL. */

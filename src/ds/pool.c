@@ -75,10 +75,8 @@ static int try_move(struct percpu__task *task)
 
 	(void)m, (void)word;
 	if (m->get)
-		return PERCPU__TRY(percpu__try_pool_get_bulk(word, PERCPU__GATE_DISTANCE(word, PERCPU__BY_ID),
-							     empty(m->depot) + 1, m->objects, m->n));
-	return PERCPU__TRY(
-		percpu__try_pool_put_bulk(word, PERCPU__GATE_DISTANCE(word, PERCPU__BY_ID), m->objects, m->n));
+		return PERCPU__TRY(percpu__try_pool_get_bulk(word, empty(m->depot) + 1, m->objects, m->n));
+	return PERCPU__TRY(percpu__try_pool_put_bulk(word, m->objects, m->n));
 }
 
 static int move_plainly(struct percpu__task *task, unsigned index)
@@ -359,12 +357,9 @@ int percpu_pool_init(struct percpu_pool *pool, size_t size, size_t align, size_t
 		depot->plenty = max / 2 ? max / 2 : 1;
 	percpu__store_init(&depot->store, size, align, max);
 	percpu__fork_lock_add(&depot->lock);
-	*pool = (struct percpu_pool){ .word = depot->word,
-				      .gate = (uintptr_t)percpu__base_of(copy) + PERCPU__GATE_BY_ID -
-					      (uintptr_t)depot->word,
-				      .first = empty(depot) + 1,
-				      .capacity = capacity,
-				      .depot = depot };
+	*pool = (struct percpu_pool){
+		.word = depot->word, .first = empty(depot) + 1, .capacity = capacity, .depot = depot
+	};
 	return 0;
 }
 

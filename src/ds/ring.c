@@ -173,8 +173,6 @@ int percpu__ring_init(struct percpu_ring *ring, size_t bytes, size_t slack, size
 	if (!copies)
 		return -ENOMEM;
 	*ring = (struct percpu_ring){ .copies = copies,
-				      .gate = (uintptr_t)percpu__base_of(copies) + PERCPU__GATE_BY_ID -
-					      (uintptr_t)copies,
 				      .mask = bytes - 1,
 				      .most = (uint32_t)most,
 				      .batch = !overwrite ? 0 : (uint32_t)(batch < 8 ? 8 : batch),

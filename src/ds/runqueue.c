@@ -446,9 +446,7 @@ int percpu_runqueue_init(struct percpu_runqueue *rq)
 	copies = percpu_alloc(sizeof *copies, 128);
 	if (!copies)
 		return -ENOMEM;
-	*rq = (struct percpu_runqueue){
-		.copies = copies, .gate = (uintptr_t)percpu__base_of(copies) + PERCPU__GATE_BY_ID - (uintptr_t)copies
-	};
+	*rq = (struct percpu_runqueue){ .copies = copies };
 	return 0;
 }
 

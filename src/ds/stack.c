@@ -18,9 +18,7 @@ int percpu_stack_init(struct percpu_stack *stack)
 	head = percpu_alloc(sizeof *head, sizeof *head);
 	if (!head)
 		return -ENOMEM;
-	*stack = (struct percpu_stack){
-		.head = head, .gate = (uintptr_t)percpu__base_of(head) + PERCPU__GATE_BY_ID - (uintptr_t)head
-	};
+	stack->head = head;
 	return 0;
 }
 

@@ -45,11 +45,9 @@ static int try_section(struct percpu__task *task)
 		return TRY(percpu__try_copy_store(task->object, r->expected, r->dst, r->second, r->len, r->desired, by,
 						  order));
 	case PERCPU__PUSH_LINK:
-		return TRY(percpu__try_push(task->object, PERCPU__GATE_DISTANCE(task->object, by), r->desired, r->dst,
-					    by, order));
+		return TRY(percpu__try_push(task->object, r->desired, r->dst, by, order));
 	case PERCPU__FOLLOW_NE:
-		r->out = TRY_WORD(percpu__try_follow(task->object, PERCPU__GATE_DISTANCE(task->object, by), r->expected,
-						     (ptrdiff_t)r->len, by, order));
+		r->out = TRY_WORD(percpu__try_follow(task->object, r->expected, (ptrdiff_t)r->len, by, order));
 		return r->out == PERCPU__LEFT_WORD ? PERCPU__LEFT : PERCPU__DONE;
 	}
 	return PERCPU__DONE;

@@ -12,12 +12,13 @@
 #define ARMED   PERCPU__DESCRIPTOR PERCPU__A_ARM("3b", PERCPU__A_AREA)
 #define LOCATED PERCPU__A_LOCATE(PERCPU__STRIDE_ASM, PERCPU__A_AREA, "4f")
 #define ATTEMPT(text)                                                                                                  \
-	__asm__ __volatile__ goto(text                                                                                 \
-				  :                                                                                    \
-				  : PERCPU__OPERANDS_GATE(object, PERCPU__BY_ID, distance), [n] "r"(c->n / 2),         \
-				    [all] "r"(c->n), [word] "r"(c->first), [link] "r"(c->last)                         \
-				  : "memory", PERCPU__SCRATCH                                                          \
-				  : left)
+	__asm__ __volatile__ goto(                                                                                     \
+		text                                                                                                   \
+		:                                                                                                      \
+		: [area] "r"(percpu__self), [index] "r"(PERCPU__INDEX(PERCPU__BY_ID)), [object] "r"(object),           \
+		  [gate] "r"(distance), [n] "r"(c->n / 2), [all] "r"(c->n), [word] "r"(c->first), [link] "r"(c->last)  \
+		: "memory", PERCPU__SCRATCH                                                                            \
+		: left)
 #define GATE PERCPU__GATE_DISTANCE(c->p, PERCPU__BY_ID)
 
 /* As a public operation without a slow path would. */

@@ -372,7 +372,7 @@ NOINLINE void put_bulk(struct call *c)
 #ifndef FOR_SLOWPATH
 NOINLINE void try_get(struct call *c)
 {
-	uintptr_t word = percpu__try_pool_get(pool.word, pool.gate, pool.first);
+	uintptr_t word = percpu__try_pool_get(pool.word, pool.first);
 
 	got[0] = (void *)word;
 	c->out = 1;
@@ -381,19 +381,19 @@ NOINLINE void try_get(struct call *c)
 
 NOINLINE void try_put(struct call *c)
 {
-	c->rc = percpu__try_pool_put(pool.word, pool.gate, (uintptr_t)mine[0]);
+	c->rc = percpu__try_pool_put(pool.word, (uintptr_t)mine[0]);
 	c->out = 1;
 }
 
 NOINLINE void try_get_bulk(struct call *c)
 {
-	c->rc = percpu__try_pool_get_bulk(pool.word, pool.gate, pool.first, got, c->n);
+	c->rc = percpu__try_pool_get_bulk(pool.word, pool.first, got, c->n);
 	c->out = c->n;
 }
 
 NOINLINE void try_put_bulk(struct call *c)
 {
-	c->rc = percpu__try_pool_put_bulk(pool.word, pool.gate, mine, c->n);
+	c->rc = percpu__try_pool_put_bulk(pool.word, mine, c->n);
 	c->out = c->n;
 }
 #else

@@ -69,8 +69,7 @@ static void done_if(struct call *c, bool did)
 	}                                                                                                              \
 	NOINLINE void try_follow_##v(struct call *c)                                                                   \
 	{                                                                                                              \
-		c->out = percpu__try_follow(c->p, PERCPU__GATE_DISTANCE(c->p, by), c->nil, (ptrdiff_t)c->link_offset,  \
-					    by, order);                                                                \
+		c->out = percpu__try_follow(c->p, c->nil, (ptrdiff_t)c->link_offset, by, order);                       \
 		c->rc = c->out == PERCPU__LEFT_WORD ? PERCPU__LEFT                                                     \
 			: c->out == c->nil          ? PERCPU__DIFFERS                                                  \
 						    : PERCPU__DONE;                                                             \
@@ -86,7 +85,7 @@ static void done_if(struct call *c, bool did)
 	}                                                                                                              \
 	NOINLINE void try_push_##v(struct call *c)                                                                     \
 	{                                                                                                              \
-		c->rc = percpu__try_push(c->p, PERCPU__GATE_DISTANCE(c->p, by), c->first, c->last, by, order);         \
+		c->rc = percpu__try_push(c->p, c->first, c->last, by, order);                                          \
 	}                                                                                                              \
 	NOINLINE void push_##v(struct call *c)                                                                         \
 	{                                                                                                              \
