@@ -200,12 +200,15 @@ PERCPU__INLINE uintptr_t percpu__try_c(const struct percpu__c_section *section, 
 	PERCPU__INLINE bool name(type *copy, argument_type *argument)                                                  \
 	{                                                                                                              \
 		uintptr_t percpu__slot = percpu__try_c(&name##__section, (void *)copy, (void *)argument, by);          \
-		bool percpu__done = percpu__slot != 0;                                                                 \
-		if (PERCPU__UNLIKELY(percpu__slot == PERCPU__LEFT_WORD)) {                                             \
-			percpu__done = percpu__slow_c(&name##__section, (void *)copy, (void *)argument);               \
-			PERCPU__NO_TAIL_CALL(percpu__done);                                                            \
+		if (PERCPU__UNLIKELY(percpu__slot <= PERCPU__LEFT_WORD)) {                                             \
+			bool percpu__done = false;                                                                     \
+			if (percpu__slot) {                                                                            \
+				percpu__done = percpu__slow_c(&name##__section, (void *)copy, (void *)argument);       \
+				PERCPU__NO_TAIL_CALL(percpu__done);                                                    \
+			}                                                                                              \
+			return percpu__done;                                                                           \
 		}                                                                                                      \
-		return percpu__done;                                                                                   \
+		return true;                                                                                           \
 	}                                                                                                              \
 	static inline struct percpu_commit name##__written(type *copy, argument_type *argument)
 

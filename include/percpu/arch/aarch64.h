@@ -290,10 +290,10 @@
 /*
  * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name, 8 record, 9 exit. Out: x0 the slot. In: x0 object,
  * x1 argument, x2 thread's area, x3 offset of the index in it. The gate word, 0, is added to the address that the body gets:
- * see PERCPU__A_LOCATE. The store releases, for the body's private writes that it makes visible.
+ * see PERCPU__A_LOCATE. The store releases, for the body's private writes that it makes visible. The entry begins a cache line.
  */
 #define PERCPU__A_TAIL(name)                                                                                           \
-	".subsection 1\n5:\n\t" PERCPU__C_KEEP                                                                         \
+	".subsection 1\n\t.p2align 6\n5:\n\t" PERCPU__C_KEEP                                                           \
 	"hint #34\n\tadrp x9, 3f\n\tadd x9, x9, :lo12:3f\n\tstr x9, [x2, #8]\n\t"                                      \
 	"ldr w9, [x2, x3]\n\tadd x0, x0, x9, lsl #20\n\tand x9, x0, #~0xfffff\n\t"                                     \
 	"ldr w9, [x9, #%c[gate]]\n\tcbnz w9, 6f\n\tadd x0, x0, x9\n\t"                                                 \

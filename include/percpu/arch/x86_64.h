@@ -288,10 +288,11 @@
 /*
  * Local labels as in <percpu/section.h>; 5 entry, 6 left, 7 name, 8 record, 9 exit. In: rdi object, rsi argument, rcx offset
  * of the index in the thread's area, rdx distance of percpu__thread from the thread pointer, r12 where to go on, which a body
- * that returns preserves. Out: rax the slot.
+ * that returns preserves. Out: rax the slot. The entry begins a cache line: what is fetched behind a jump ends with the line.
  */
 #define PERCPU__A_TAIL(name)                                                                                           \
-	".subsection 1\n5:\n\t" PERCPU__C_KEEP PERCPU__ENDBR "movq %%fs:(%%rdx), %%rax\n\tleaq 3f(%%rip), %%rdx\n\t"   \
+	".subsection 1\n\t.p2align 6\n5:\n\t" PERCPU__C_KEEP PERCPU__ENDBR                                             \
+	"movq %%fs:(%%rdx), %%rax\n\tleaq 3f(%%rip), %%rdx\n\t"                                                        \
 	"movq %%rdx, 8(%%rax)\n\tmovl (%%rax,%%rcx), %%eax\n\tshlq $20, %%rax\n\taddq %%rax, %%rdi\n\t"                \
 	"movq %%rdi, %%rdx\n\tandq $-0x100000, %%rdx\n\tcmpl $0, %c[gate](%%rdx)\n\tjne 6f\n\t"                        \
 	"call %P[body]\n\ttestq %%rax, %%rax\n\tje 2f\n\tmovq %%rdx, (%%rax)\n"                                        \
