@@ -23,6 +23,8 @@
 #define ROUND_NS      3e6
 #define QUICK_SECONDS 4.0
 #define QUICK_NS      1.5e6
+/* For each subject, number of threads and unit of weight, of what must be asked for. */
+#define GROUP_SECONDS 2.0
 
 /* The order of the table: what the 2018 talk showed comes first. */
 const struct bench *const bench_all[] = {
@@ -51,6 +53,21 @@ const struct bench *const bench_all[] = {
 	&bench_fence,
 	&bench_opv,
 	&bench_slow_path,
+	&bench_malloc[BENCH_MALLOC_PAIR_16],
+	&bench_malloc[BENCH_MALLOC_PAIR_64],
+	&bench_malloc[BENCH_MALLOC_PAIR_512],
+	&bench_malloc[BENCH_MALLOC_PAIR_4096],
+	&bench_malloc[BENCH_MALLOC_RANDOM],
+	&bench_malloc[BENCH_MALLOC_LARSON],
+	&bench_malloc[BENCH_MALLOC_PRODUCER_CONSUMER],
+	&bench_malloc[BENCH_MALLOC_BURST],
+	&bench_malloc[BENCH_MALLOC_THREADS_8],
+	&bench_malloc[BENCH_MALLOC_THREADS_100],
+	&bench_malloc[BENCH_MALLOC_THREADS_1000],
+	&bench_malloc[BENCH_MALLOC_FRAGMENTATION],
+	&bench_malloc[BENCH_MALLOC_REALLOC],
+	&bench_malloc[BENCH_MALLOC_CALLOC_LARGE],
+	&bench_malloc[BENCH_MALLOC_STARTUP],
 	NULL,
 	/* clang-format on */
 };
@@ -58,7 +75,7 @@ const struct bench *const bench_all[] = {
 struct options {
 	bool chosen[sizeof(bench_all) / sizeof(bench_all[0])];
 	unsigned max_threads;
-	double seconds, round_ns;
+	double seconds, round_ns; /* 0 seconds: none were asked for */
 	const char *json, *plot;
 	enum bench_picture picture;
 };
@@ -66,9 +83,10 @@ struct options {
 static const char usage[] =
 	"Usage: percpu bench [NAME...] [OPTIONS]\n"
 	"Measure the per-CPU objects beside their rivals, interleaved, in 1, 2, 4 ... threads.\n"
+	"NAME malloc measures allocators, each in processes of its own; that is done only when asked for.\n"
 	"\n"
 	"  -t, --threads N    up to N threads, 1 to 1024 (default: as many as there are CPUs)\n"
-	"  -s, --seconds S    spend about S seconds on all of it (default: 30)\n"
+	"  -s, --seconds S    spend about S seconds on all of it (default: 30; malloc: about 5 minutes)\n"
 	"  -q, --quick        the same as --seconds 4, with shorter rounds\n"
 	"      --json FILE    write the results as JSON; - means standard output, instead of the table\n"
 	"      --plot FILE    draw them with gnuplot; FILE ends with .svg or .png\n"
@@ -87,20 +105,21 @@ static void list_benches(void)
 	}
 }
 
+/* By its own name or its group's. */
 static bool choose(struct options *options, const char *name)
 {
+	bool any = false;
+
 	for (size_t i = 0; bench_all[i]; i++) {
-		if (!strcmp(name, bench_all[i]->name)) {
-			options->chosen[i] = true;
-			return true;
-		}
+		if (!strcmp(name, bench_all[i]->name) || (bench_all[i]->group && !strcmp(name, bench_all[i]->group)))
+			any = options->chosen[i] = true;
 	}
-	return false;
+	return any;
 }
 
 static int unknown_bench(const char *name)
 {
-	char known[512] = "";
+	char known[1024] = "";
 	size_t length = 0;
 
 	for (size_t i = 0; bench_all[i] && length < sizeof(known); i++)
@@ -200,7 +219,7 @@ static int parse(struct options *options, int argc, char **argv)
 		any = true;
 	}
 	for (size_t i = 0; bench_all[i] && !any; i++)
-		options->chosen[i] = true;
+		options->chosen[i] = !bench_all[i]->group;
 	return -1;
 }
 
@@ -255,59 +274,113 @@ static bool show(const struct options *options, const struct bench_results *resu
 	return !rc;
 }
 
-/* 1, 2, 4 ... and the largest. Returns how many. */
-static size_t thread_counts(unsigned max, unsigned counts[16])
+/* 1, 2, 4 ... and the largest, or what the bench can do of these. Returns how many. */
+static size_t thread_counts(const struct bench *bench, unsigned max, unsigned counts[16])
 {
+	unsigned step = bench->min_threads ? bench->min_threads : 1;
 	size_t n = 0;
 
-	for (unsigned threads = 1; threads < max; threads *= 2)
+	if (bench->threads) {
+		counts[0] = bench->threads;
+		return 1;
+	}
+	max = max < step ? step : max - max % step;
+	for (unsigned threads = step; threads < max; threads *= 2)
 		counts[n++] = threads;
 	counts[n++] = max;
 	return n;
 }
 
-/* Returns false when it has complained. */
+/* Its share of the time, in one number of threads. */
+static double share(const struct bench *bench)
+{
+	return (double)bench_subjects(bench) * (bench->weight > 0 ? bench->weight : 1);
+}
+
+static double default_seconds(const struct options *options)
+{
+	double seconds = 0;
+	unsigned counts[16];
+	bool ordinary = false;
+
+	for (size_t i = 0; bench_all[i]; i++) {
+		const struct bench *bench = bench_all[i];
+
+		if (options->chosen[i] && bench->group)
+			seconds += GROUP_SECONDS * share(bench) *
+				   (double)thread_counts(bench, options->max_threads, counts);
+		ordinary = ordinary || (options->chosen[i] && !bench->group);
+	}
+	return seconds + (ordinary ? SECONDS : 0);
+}
+
+static void tell_progress(const struct bench *bench, unsigned threads, double part)
+{
+	fprintf(stderr, "\r\033[K[%.0f %%] %s, %u thread%s", 100 * part, bench->name, threads, threads > 1 ? "s" : "");
+}
+
+/* One bench in one number of threads. Returns false when it has complained. */
+static bool measure_one(const struct options *options, const struct bench *bench, unsigned threads, double seconds,
+			struct bench_cell *cells)
+{
+	const char *error;
+	int rc = (bench->run ? bench->run : bench_run)(bench, threads, seconds, options->round_ns, cells, &error);
+
+	if (rc == -EIO)
+		cli_complain("bench: %s, %u threads: %s", bench->name, threads, error);
+	else if (rc)
+		cli_complain("bench: %s, %u threads: %s: %s", bench->name, threads, error, strerror(-rc));
+	return !rc;
+}
+
+/* Returns false when it has complained and there are no results. */
 static bool measure(const struct options *options, struct bench_results *results)
 {
+	double seconds = options->seconds > 0 ? options->seconds : default_seconds(options), all = 0, done = 0;
 	bool progress = isatty(STDERR_FILENO), ok = true;
 	unsigned counts[16];
-	size_t count = thread_counts(options->max_threads, counts), total = 0;
+	size_t total = 0;
 
-	for (size_t i = 0; bench_all[i]; i++)
-		total += options->chosen[i] ? count * bench_subjects(bench_all[i]) : 0;
+	for (size_t i = 0; bench_all[i]; i++) {
+		size_t count = options->chosen[i] ? thread_counts(bench_all[i], options->max_threads, counts) : 0;
+
+		total += count * bench_subjects(bench_all[i]);
+		all += (double)count * share(bench_all[i]);
+	}
 	results->cells = calloc(total, sizeof(*results->cells));
 	if (!results->cells) {
 		cli_complain("no memory");
 		return false;
 	}
 	for (size_t i = 0; bench_all[i] && ok; i++) {
-		for (size_t t = 0; t < count && ok && options->chosen[i]; t++) {
-			size_t subjects = bench_subjects(bench_all[i]);
-			const char *error;
-			int rc;
+		const struct bench *bench = bench_all[i];
+		size_t count = options->chosen[i] ? thread_counts(bench, options->max_threads, counts) : 0;
 
+		for (size_t t = 0; t < count && ok; t++) {
 			if (progress)
-				fprintf(stderr, "\r\033[K[%zu %%] %s, %u thread%s", 100 * results->count / total,
-					bench_all[i]->name, counts[t], counts[t] > 1 ? "s" : "");
-			rc = bench_run(bench_all[i], counts[t], options->seconds * (double)subjects / (double)total,
-				       options->round_ns, results->cells + results->count, &error);
+				tell_progress(bench, counts[t], done / all);
+			ok = measure_one(options, bench, counts[t], seconds * share(bench) / all,
+					 results->cells + results->count);
 			if (progress)
 				fputs("\r\033[K", stderr);
-			if (rc == -EIO)
-				cli_complain("bench: %s, %u threads: %s", bench_all[i]->name, counts[t], error);
-			else if (rc)
-				cli_complain("bench: %s, %u threads: %s: %s", bench_all[i]->name, counts[t], error,
-					     strerror(-rc));
-			ok = !rc;
-			results->count += subjects;
+			results->count += bench_subjects(bench);
+			done += share(bench);
 		}
 	}
 	return ok;
 }
 
+static bool any_failed(const struct bench_results *results)
+{
+	for (size_t i = 0; i < results->count; i++)
+		if (*results->cells[i].failed)
+			return true;
+	return false;
+}
+
 int percpu_bench_main(int argc, char **argv)
 {
-	struct options options = { .max_threads = bench_cpus(), .seconds = SECONDS, .round_ns = ROUND_NS };
+	struct options options = { .max_threads = bench_cpus(), .round_ns = ROUND_NS };
 	struct bench_results results = { 0 };
 	FILE *json = NULL, *plot = NULL;
 	bool ok, measured = false;
@@ -330,6 +403,8 @@ int percpu_bench_main(int argc, char **argv)
 	if (plot && !finish_output(plot, options.plot, &options, measured ? &results : NULL))
 		ok = false;
 	if (measured && !show(&options, &results))
+		ok = false;
+	if (measured && any_failed(&results))
 		ok = false;
 	free(results.cells);
 	return ok ? 0 : EXIT_FAILED;

@@ -56,10 +56,20 @@ struct bench_subject {
 	const char *published_ratio;
 };
 
+struct bench_cell;
+
 struct bench {
 	const char *name;
 	const char *what;
-	const struct bench_subject *subjects;       /* ends with a NULL name; the first is the measure of the ratios */
+	const struct bench_subject *subjects; /* ends with a NULL name; the first is the measure of the ratios */
+	/* The name under which several are asked for, and this one runs only when it is asked for; or NULL. */
+	const char *group;
+	double weight;                 /* its share of the time beside others; 0 is 1 */
+	unsigned threads, min_threads; /* in any case so many, and at least so many; 0: as --threads says */
+	bool in_main;                  /* one thread is the process's first, not a new one */
+	/* Instead of bench_run(), with the same duties; may be NULL. Fills in why a cell failed, and goes on. */
+	int (*run)(const struct bench *bench, unsigned threads, double seconds, double round_ns,
+		   struct bench_cell *cells, const char **error);
 	int (*setup)(unsigned threads);             /* 0 or -errno; may be NULL, as those below */
 	void (*begin)(struct bench_worker *worker); /* in each thread, before its first round */
 	/* After the last round: what is wrong with the results, NULL if nothing. @done: operations by subject. */
@@ -73,7 +83,14 @@ struct bench_cell {
 	const struct bench_subject *subject;
 	unsigned threads;
 	const char *skipped; /* why there are no times, or NULL */
+	char failed[192];    /* the same, where that is an error; else empty */
 	double best, median; /* ns per operation and thread */
+	/* What only some benches have; else 0 or empty. */
+	double p9999;          /* of single operations, in ns */
+	double resident_ratio; /* resident memory divided by what is live in it */
+	uint64_t peak_kib;     /* the largest resident memory of the process */
+	uint64_t idle_kib;     /* its resident memory after a rest, with everything given back */
+	char note[96];         /* how this was done, where that depends on the time or the machine */
 };
 
 struct bench_results {
@@ -102,6 +119,27 @@ extern const struct bench bench_timed_pair, bench_perf_read;
 /* bench_gate.c */
 extern const struct bench bench_fence, bench_opv;
 
+/* bench_malloc.c: in the order of the table. */
+enum bench_malloc_row {
+	BENCH_MALLOC_PAIR_16,
+	BENCH_MALLOC_PAIR_64,
+	BENCH_MALLOC_PAIR_512,
+	BENCH_MALLOC_PAIR_4096,
+	BENCH_MALLOC_RANDOM,
+	BENCH_MALLOC_LARSON,
+	BENCH_MALLOC_PRODUCER_CONSUMER,
+	BENCH_MALLOC_BURST,
+	BENCH_MALLOC_THREADS_8,
+	BENCH_MALLOC_THREADS_100,
+	BENCH_MALLOC_THREADS_1000,
+	BENCH_MALLOC_FRAGMENTATION,
+	BENCH_MALLOC_REALLOC,
+	BENCH_MALLOC_CALLOC_LARGE,
+	BENCH_MALLOC_STARTUP,
+	BENCH_MALLOC_ROWS,
+};
+extern const struct bench bench_malloc[BENCH_MALLOC_ROWS];
+
 size_t bench_subjects(const struct bench *bench);
 /* The CPUs that this process may use. */
 unsigned bench_cpus(void);
@@ -118,9 +156,6 @@ const char *bench_skip_raw_rseq(void);
 struct percpu__rseq *bench_raw_rseq(void);
 const char *bench_skip_sched_getcpu(void);
 
-/* bench_runqueue.c */
-extern const struct bench bench_runqueue_pair, bench_runqueue_steal;
-
 /* Each writes to an open file, and returns 0 or -errno. */
 int bench_write_table(FILE *out, const struct bench_results *results);
 int bench_write_json(FILE *out, const struct bench_results *results);
@@ -131,6 +166,11 @@ enum bench_picture { BENCH_SVG, BENCH_PNG };
  * stderr what gnuplot lacks.
  */
 int bench_write_plot(FILE *out, enum bench_picture kind, const struct bench_results *results, int *rc);
+/*
+ * The geometric means of an allocator's times (ns) and peaks (KiB) over the cells that all allocators have; 0 if there
+ * are none, else how many.
+ */
+size_t bench_malloc_means(const struct bench_results *results, const char *subject, double *ns, double *kib);
 /* One line about the machine, to be read with the numbers. */
 void bench_machine(char *line, size_t size);
 

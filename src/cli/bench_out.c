@@ -64,14 +64,75 @@ static void format_ns(char text[32], double ns)
 	snprintf(text, 32, ns < 10 ? "%.2f" : ns < 100 ? "%.1f" : "%.0f", ns);
 }
 
+/* Columns that only some benches fill, and only they have. */
+struct extras {
+	bool tail, resident, peak, idle;
+};
+
+static struct extras extras_of(const struct bench_results *results)
+{
+	struct extras extras = { false };
+
+	for (size_t i = 0; i < results->count; i++) {
+		const struct bench_cell *cell = &results->cells[i];
+
+		extras.tail = extras.tail || cell->p9999 > 0;
+		extras.resident = extras.resident || cell->resident_ratio > 0;
+		extras.peak = extras.peak || cell->peak_kib;
+		extras.idle = extras.idle || cell->idle_kib;
+	}
+	return extras;
+}
+
 static void format_ratio(char text[32], double ratio)
 {
 	snprintf(text, 32, ratio < 10 ? "%.2fx" : ratio < 100 ? "%.1fx" : "%.0fx", ratio);
 }
 
-enum { COL_BENCH, COL_SUBJECT, COL_TALK_NS, COL_TALK_RATIO, COL_THREADS, COL_BEST, COL_MEDIAN, COL_RATIO };
+enum {
+	COL_BENCH,
+	COL_SUBJECT,
+	COL_TALK_NS,
+	COL_TALK_RATIO,
+	COL_THREADS,
+	COL_BEST,
+	COL_MEDIAN,
+	COL_RATIO,
+	COL_TAIL,
+	COL_RESIDENT,
+	COL_PEAK,
+	COL_IDLE,
+	COLUMNS
+};
 
-static int add_row(struct libscols_table *table, const struct bench_results *results, const struct bench_cell *cell)
+static int set_extra(struct libscols_line *line, size_t column, const char *format, double value)
+{
+	char text[32];
+
+	if (!(value > 0))
+		return 0;
+	snprintf(text, sizeof(text), format, value);
+	return scols_line_set_data(line, column, text);
+}
+
+/* @places: the columns' numbers in this table. */
+static int add_extras(struct libscols_line *line, const struct bench_cell *cell, const size_t *places)
+{
+	int rc = 0;
+
+	if (places[COL_TAIL])
+		rc = set_extra(line, places[COL_TAIL], "%.0f", cell->p9999);
+	if (places[COL_RESIDENT])
+		rc = rc ? rc : set_extra(line, places[COL_RESIDENT], "%.2f", cell->resident_ratio);
+	if (places[COL_PEAK])
+		rc = rc ? rc : set_extra(line, places[COL_PEAK], "%.0f", (double)cell->peak_kib);
+	if (places[COL_IDLE])
+		rc = rc ? rc : set_extra(line, places[COL_IDLE], "%.0f", (double)cell->idle_kib);
+	return rc;
+}
+
+static int add_row(struct libscols_table *table, const struct bench_results *results, const struct bench_cell *cell,
+		   const size_t *places)
 {
 	struct libscols_line *line = scols_table_new_line(table, NULL);
 	char text[32];
@@ -88,8 +149,8 @@ static int add_row(struct libscols_table *table, const struct bench_results *res
 		rc = rc ? rc : scols_line_set_data(line, COL_TALK_NS, text);
 		rc = rc ? rc : scols_line_set_data(line, COL_TALK_RATIO, cell->subject->published_ratio);
 	}
-	if (cell->skipped) {
-		rc = rc ? rc : scols_line_set_data(line, COL_BEST, "-");
+	if (cell->skipped || *cell->failed) {
+		rc = rc ? rc : scols_line_set_data(line, COL_BEST, cell->skipped ? "-" : "failed");
 		rc = rc ? rc : scols_line_set_data(line, COL_MEDIAN, "-");
 		return rc ? rc : scols_line_set_data(line, COL_RATIO, "-");
 	}
@@ -97,19 +158,68 @@ static int add_row(struct libscols_table *table, const struct bench_results *res
 	rc = rc ? rc : scols_line_set_data(line, COL_BEST, text);
 	format_ns(text, cell->median);
 	rc = rc ? rc : scols_line_set_data(line, COL_MEDIAN, text);
-	format_ratio(text, cell->best / measure_of(results, cell));
-	return rc ? rc : scols_line_set_data(line, COL_RATIO, text);
+	if (measure_of(results, cell) > 0)
+		format_ratio(text, cell->best / measure_of(results, cell));
+	else
+		strcpy(text, "-");
+	rc = rc ? rc : scols_line_set_data(line, COL_RATIO, text);
+	return rc ? rc : add_extras(line, cell, places);
 }
 
-/* Each rival that could not run, once, with the reason: it is the same for every number of threads. */
+/* Whether the same reason stands before. */
+static bool told(const struct bench_results *results, size_t at)
+{
+	for (size_t i = 0; i < at; i++)
+		if (results->cells[i].skipped == results->cells[at].skipped)
+			return true;
+	return false;
+}
+
+/* Each rival that could not run, once, with the reason: it is the same for every number of threads and of its group. */
 static void tell_skipped(FILE *out, const struct bench_results *results)
 {
 	for (size_t i = 0; i < results->count; i++) {
 		const struct bench_cell *cell = &results->cells[i];
 
-		if (cell->skipped && cell->threads == 1)
+		if (*cell->failed)
+			fprintf(out, "failed: %s %s, %u thread%s: %s\n", cell->bench->name, cell->subject->name,
+				cell->threads, cell->threads > 1 ? "s" : "", cell->failed);
+		else if (cell->skipped && cell->bench->group && !told(results, i))
+			fprintf(out, "not measured: %s %s: %s\n", cell->bench->group, cell->subject->name,
+				cell->skipped);
+		else if (cell->skipped && !cell->bench->group && cell->threads == 1)
 			fprintf(out, "not measured: %s %s: %s\n", cell->bench->name, cell->subject->name,
 				cell->skipped);
+	}
+}
+
+/* How benches were done for want of time. */
+static void tell_notes(FILE *out, const struct bench_results *results)
+{
+	const struct bench_cell *last = NULL;
+
+	for (size_t i = 0; i < results->count; i++) {
+		const struct bench_cell *cell = &results->cells[i];
+
+		if (!*cell->note || (last && last->bench == cell->bench && last->threads == cell->threads))
+			continue;
+		fprintf(out, "%s, %u thread%s: %s\n", cell->bench->name, cell->threads, cell->threads > 1 ? "s" : "",
+			cell->note);
+		last = cell;
+	}
+}
+
+/* The allocators over all rows, where there are several. */
+static void tell_means(FILE *out, const struct bench_results *results)
+{
+	for (const struct bench_subject *subject = bench_malloc[BENCH_MALLOC_RANDOM].subjects; subject->name;
+	     subject++) {
+		double ns, kib;
+		size_t count = bench_malloc_means(results, subject->name, &ns, &kib);
+
+		if (count > 1)
+			fprintf(out, "geometric mean of %zu malloc results: %s %.1f ns, %.1f MiB\n", count,
+				subject->name, ns, kib / 1024);
 	}
 }
 
@@ -127,7 +237,19 @@ int bench_write_table(FILE *out, const struct bench_results *results)
 		[COL_BEST] = { "BEST NS", SCOLS_FL_RIGHT },
 		[COL_MEDIAN] = { "MEDIAN NS", SCOLS_FL_RIGHT },
 		[COL_RATIO] = { "x PERCPU", SCOLS_FL_RIGHT },
+		[COL_TAIL] = { "P99.99 NS", SCOLS_FL_RIGHT },
+		[COL_RESIDENT] = { "RSS/LIVE", SCOLS_FL_RIGHT },
+		[COL_PEAK] = { "PEAK KIB", SCOLS_FL_RIGHT },
+		[COL_IDLE] = { "IDLE KIB", SCOLS_FL_RIGHT },
 	};
+	struct extras extras = extras_of(results);
+	const bool there[COLUMNS] = {
+		[COL_TAIL] = extras.tail,
+		[COL_RESIDENT] = extras.resident,
+		[COL_PEAK] = extras.peak,
+		[COL_IDLE] = extras.idle,
+	};
+	size_t places[COLUMNS] = { 0 }, used = 0;
 	struct libscols_table *table = scols_new_table();
 	char machine[320];
 	int rc = table ? 0 : -ENOMEM;
@@ -135,17 +257,24 @@ int bench_write_table(FILE *out, const struct bench_results *results)
 	bench_machine(machine, sizeof(machine));
 	fprintf(out, "%s\nns per operation and thread; columns 2018: %s\n\n", machine,
 		"the restartable-sequences talk of that year, Xeon E5-2630 v3, 1 thread");
-	for (size_t i = 0; i < sizeof(columns) / sizeof(columns[0]) && !rc; i++)
+	for (size_t i = 0; i < COLUMNS && !rc; i++) {
+		if (i >= COL_TAIL && !there[i])
+			continue;
+		places[i] = used++;
 		rc = scols_table_new_column(table, columns[i].name, 0, columns[i].flags) ? 0 : -ENOMEM;
+	}
 	for (size_t i = 0; i < results->count && !rc; i++)
-		rc = add_row(table, results, &results->cells[i]);
+		rc = add_row(table, results, &results->cells[i], places);
 	if (!rc) {
 		scols_table_set_stream(table, out);
 		rc = scols_print_table(table);
 	}
 	scols_unref_table(table);
-	if (!rc)
+	if (!rc) {
+		tell_means(out, results);
+		tell_notes(out, results);
 		tell_skipped(out, results);
+	}
 	if (!rc && (fflush(out) || ferror(out)))
 		rc = errno ? -errno : -EIO;
 	return rc;
@@ -157,6 +286,31 @@ static json_t *json_ns(double ns)
 	return json_real((double)(uint64_t)(ns * 1000 + 0.5) / 1000);
 }
 
+/* What an allocator said before it failed need not be UTF-8. */
+static json_t *json_text(const char *text)
+{
+	json_t *string = json_string(text);
+
+	return string ? string : json_string("fails, and says so in no UTF-8");
+}
+
+static int json_extras(json_t *object, const struct bench_cell *cell)
+{
+	int rc = 0;
+
+	if (cell->p9999 > 0)
+		rc = json_object_set_new(object, "p9999_ns", json_ns(cell->p9999));
+	if (cell->resident_ratio > 0)
+		rc = rc ? rc : json_object_set_new(object, "resident_per_live", json_ns(cell->resident_ratio));
+	if (cell->peak_kib)
+		rc = rc ? rc : json_object_set_new(object, "peak_kib", json_integer((json_int_t)cell->peak_kib));
+	if (cell->idle_kib)
+		rc = rc ? rc : json_object_set_new(object, "idle_kib", json_integer((json_int_t)cell->idle_kib));
+	if (*cell->note)
+		rc = rc ? rc : json_object_set_new(object, "note", json_string(cell->note));
+	return rc;
+}
+
 static json_t *json_cell(const struct bench_cell *cell)
 {
 	json_t *object = json_pack("{s:s, s:s, s:i}", "bench", cell->bench->name, "subject", cell->subject->name,
@@ -165,9 +319,12 @@ static json_t *json_cell(const struct bench_cell *cell)
 
 	if (cell->skipped) {
 		rc = rc ? rc : json_object_set_new(object, "skipped", json_string(cell->skipped));
+	} else if (*cell->failed) {
+		rc = rc ? rc : json_object_set_new(object, "failed", json_text(cell->failed));
 	} else {
 		rc = rc ? rc : json_object_set_new(object, "best_ns", json_ns(cell->best));
 		rc = rc ? rc : json_object_set_new(object, "median_ns", json_ns(cell->median));
+		rc = rc ? rc : json_extras(object, cell);
 	}
 	if (!rc)
 		return object;

@@ -189,18 +189,68 @@ static int print_panel(FILE *script, const struct bench *bench, const struct ben
 	return 0;
 }
 
+/* Allocators by time and memory: one point for each, the means over what all of them were measured in. */
+static void print_scatter(FILE *script, const struct bench_results *results)
+{
+	const struct bench_subject *all = bench_malloc[BENCH_MALLOC_RANDOM].subjects;
+	double low[2] = { DBL_MAX, DBL_MAX }, high[2] = { 0, 0 };
+	size_t count = 0;
+
+	fputs("$malloc << EOD\n", script);
+	for (const struct bench_subject *subject = all; subject->name; subject++) {
+		double at[2];
+		size_t here = bench_malloc_means(results, subject->name, &at[0], &at[1]);
+
+		if (!here)
+			continue;
+		count = here;
+		at[1] /= 1024;
+		fprintf(script, "%.6g %.6g %s\n", at[0], at[1], subject->name);
+		for (int i = 0; i < 2; i++) {
+			low[i] = at[i] < low[i] ? at[i] : low[i];
+			high[i] = at[i] > high[i] ? at[i] : high[i];
+		}
+	}
+	fputs("EOD\n", script);
+	if (!count) {
+		fputs("set multiplot next\n", script);
+		return;
+	}
+	fprintf(script,
+		"set title \"{/:Bold malloc}\\n{/*0.85 allocators by time and memory, geometric means of %zu results}\"\n"
+		"unset logscale\nset logscale xy\nset xrange [%g:%g]\nset yrange [%g:%g]\nset xtics auto\n"
+		"set ytics auto\nset xlabel 'ns per operation'\nset ylabel 'peak resident memory, MiB'\n"
+		"unset key\nplot ",
+		count, low[0] / 1.2, high[0] * 1.3, low[1] / 1.2, high[1] * 1.2);
+	for (const struct bench_subject *subject = all; subject->name; subject++) {
+		struct style style = style_of(subject->name);
+
+		fprintf(script,
+			"%s$malloc using (strcol(3) eq '%s' ? $1 : NaN):2 with points notitle pt 7 ps 1.5 "
+			"lc rgb '%s'",
+			subject == all ? "" : ", ", subject->name, style.colour);
+	}
+	fputs(", $malloc using 1:2:3 with labels left offset 1,0 noenhanced notitle\n", script);
+}
+
 static int print_script(FILE *script, enum bench_picture kind, const struct bench_results *results)
 {
 	unsigned panels = 0, columns, rows, most = 1, last = 0;
+	bool scatter = false;
 	char machine[320];
 	int rc = 0;
 
 	for (size_t i = 0; i < results->count; i++) {
 		const struct bench_cell *cell = &results->cells[i];
 
+		if (cell->bench->group) {
+			scatter = true;
+			continue;
+		}
 		panels += cell->threads == 1 && cell->subject == cell->bench->subjects;
 		most = cell->threads > most ? cell->threads : most;
 	}
+	panels += scatter;
 	columns = panels > 1 ? 2 : 1;
 	rows = (panels + columns - 1) / columns;
 	if (kind == BENCH_SVG)
@@ -222,8 +272,10 @@ static int print_script(FILE *script, enum bench_picture kind, const struct benc
 		"set grid xtics ytics lc rgb '#e4e4e4' lt 1 lw 1\n"
 		"set key at graph 1.03,0.5 left center Left reverse samplen 2 noenhanced\nset xtics (",
 		most > 1 ? 0.93 : 0.5, most > 1 ? most * 1.07 : 2.0);
+	if (panels == scatter)
+		fputs("1", script);
 	for (size_t i = 0; i < results->count; i++) {
-		if (results->cells[i].threads > last) {
+		if (!results->cells[i].bench->group && results->cells[i].threads > last) {
 			fprintf(script, "%s%u", last ? ", " : "", results->cells[i].threads);
 			last = results->cells[i].threads;
 		}
@@ -231,12 +283,14 @@ static int print_script(FILE *script, enum bench_picture kind, const struct benc
 	fputs(")\n", script);
 	for (size_t i = 0; bench_all[i] && !rc; i++) {
 		for (size_t k = 0; k < results->count && !rc; k++) {
-			if (results->cells[k].bench == bench_all[i]) {
+			if (results->cells[k].bench == bench_all[i] && !bench_all[i]->group) {
 				rc = print_panel(script, bench_all[i], results);
 				break;
 			}
 		}
 	}
+	if (scatter)
+		print_scatter(script, results);
 	fputs("unset multiplot\n", script);
 	return rc ? rc : fflush(script) ? -errno : 0;
 }

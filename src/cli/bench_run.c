@@ -299,6 +299,13 @@ static int run_threads(struct bench_run *run)
 
 	if (!threads)
 		return -ENOMEM;
+	if (run->bench->in_main && run->threads == 1) {
+		pthread_mutex_init(&run->gate, NULL);
+		pthread_barrier_init(&run->barrier, NULL, 1);
+		run->workers[0].run = run;
+		rc = (int)(intptr_t)work(&run->workers[0]);
+		goto out;
+	}
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 256 << 10);
 	pthread_mutex_init(&run->gate, NULL);
@@ -320,9 +327,10 @@ static int run_threads(struct bench_run *run)
 		if (!rc)
 			rc = (int)(intptr_t)result;
 	}
+	pthread_attr_destroy(&attr);
+out:
 	pthread_barrier_destroy(&run->barrier);
 	pthread_mutex_destroy(&run->gate);
-	pthread_attr_destroy(&attr);
 	free(threads);
 	return rc;
 }

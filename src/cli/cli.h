@@ -23,6 +23,8 @@ enum {
 int percpu_info_main(int argc, char **argv);
 int percpu_stat_main(int argc, char **argv);
 int percpu_bench_main(int argc, char **argv);
+/* One round of one row of `percpu bench malloc`, under the allocator that the command preloaded. */
+int percpu_bench_malloc_child_main(int argc, char **argv);
 
 /* Print "percpu: ", the text and a newline on stderr, in one write. */
 void cli_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -35,5 +37,12 @@ int cli_usage(const char *command, const char *format, ...) __attribute__((forma
 
 /* As cli_usage(), for what getopt_long() returned ('?' or ':'). */
 int cli_bad_option(const char *command, int result, char **argv);
+
+/*
+ * The path of an object to preload: in the build tree it lies at @in_tree, seen from the command's folder; once installed,
+ * at @installed in the folder for libraries. Returns 0; -errno; or -EINVAL with the path, when that has characters at which
+ * LD_PRELOAD would be split.
+ */
+int cli_find_object(const char *in_tree, const char *installed, char *path, size_t size);
 
 #endif

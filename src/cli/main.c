@@ -102,6 +102,8 @@ int main(int argc, char **argv)
 		return percpu_stat_main(argc - 1, argv + 1);
 	if (!strcmp(command, "bench"))
 		return percpu_bench_main(argc - 1, argv + 1);
+	if (!strcmp(command, "bench-malloc-child"))
+		return percpu_bench_malloc_child_main(argc - 1, argv + 1);
 	if (!strcmp(command, "help") || !strcmp(command, "--help") || !strcmp(command, "-h")) {
 		fputs(help_text, stdout);
 		return cli_close_stdout();

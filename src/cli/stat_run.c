@@ -53,40 +53,6 @@ double run_seconds(const struct run *run)
 	return now() - run->started;
 }
 
-/*
- * In the build tree the object lies beside us; once installed, at a place relative to ours, or the one that was
- * configured. Returns 0 or -errno; the name has no characters that LD_PRELOAD would split at.
- */
-static int find_preload(char *path, size_t size)
-{
-	static const char *const places[] = { "../preload/libpercpu-stat.so", PERCPU_PRELOAD_RELATIVE };
-	char self[4096];
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-	int rc = -ENOENT;
-
-	if (n > 0) {
-		self[n] = '\0';
-		*strrchr(self, '/') = '\0';
-		for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-			char *real;
-
-			if (snprintf(path, size, "%s/%s", self, places[i]) >= (int)size)
-				continue;
-			real = realpath(path, NULL);
-			if (!real)
-				continue;
-			rc = strlen(real) < size && !access(real, R_OK) ? 0 : -errno;
-			if (!rc)
-				strcpy(path, real);
-			free(real);
-			break;
-		}
-	}
-	if (rc && snprintf(path, size, "%s", PERCPU_PRELOAD_PATH) < (int)size)
-		rc = access(path, R_OK) ? -errno : 0;
-	return !rc && strpbrk(path, " :\t\n") ? -EINVAL : rc;
-}
-
 static int make_file(void)
 {
 	int fd = memfd_create(SESSION_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
@@ -187,7 +153,7 @@ int run_start(struct run *run, const char *path, char **argv)
 	char preload[4096];
 	int report[2];
 	int error = 0;
-	int rc = find_preload(preload, sizeof(preload));
+	int rc = cli_find_object("../preload/libpercpu-stat.so", "percpu/libpercpu-stat.so", preload, sizeof(preload));
 
 	if (rc == -EINVAL) {
 		cli_complain("%s has a space or a colon in its name: it cannot be preloaded", preload);
