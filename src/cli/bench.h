@@ -171,6 +171,8 @@ int bench_write_plot(FILE *out, enum bench_picture kind, const struct bench_resu
  * are none, else how many.
  */
 size_t bench_malloc_means(const struct bench_results *results, const char *subject, double *ns, double *kib);
+/* The geometric mean, over all cells, of ours divided by the best rival's: of times, or of peaks. 0 if there are none. */
+double bench_malloc_beside_best(const struct bench_results *results, bool memory);
 /* One line about the machine, to be read with the numbers. */
 void bench_machine(char *line, size_t size);
 

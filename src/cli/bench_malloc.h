@@ -36,6 +36,7 @@ struct malloc_loop {
 	void (*loop)(struct bench_worker *worker, uint64_t n);
 	void (*begin)(struct bench_worker *worker);
 	void (*finish)(struct malloc_report *report); /* what there is besides times; may be NULL */
+	double least_ns;                              /* a shorter round would not mean the same; 0: any */
 };
 extern const struct malloc_loop malloc_loops[BENCH_MALLOC_ROWS];
 
@@ -44,12 +45,14 @@ void malloc_run_burst(const struct malloc_task *task, struct malloc_report *repo
 void malloc_run_threads(const struct malloc_task *task, struct malloc_report *report);
 void malloc_run_fragmentation(const struct malloc_task *task, struct malloc_report *report);
 /* How often a burst is repeated in a round. */
-#define MALLOC_BURSTS 3
+#define MALLOC_BURSTS 2
 
 /* A number in KiB from /proc/PID/@file, 0 if there is none. @pid may be 0 for ourselves. */
 uint64_t malloc_kib(int pid, const char *file, const char *key);
 /* Resident memory now: exact, where the kernel walks the tables for it. */
 uint64_t malloc_resident(int pid);
+/* The largest that it was in this process. */
+uint64_t malloc_peak(void);
 double malloc_now(void); /* ns */
 
 /* One line on stderr, and the end of the child. */

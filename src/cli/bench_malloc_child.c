@@ -65,6 +65,14 @@ uint64_t malloc_resident(int pid)
 	return exact ? exact : malloc_kib(pid, "status", "VmRSS:");
 }
 
+/* Without a walk of the tables the kernel counts in batches, and may be late by some. */
+uint64_t malloc_peak(void)
+{
+	uint64_t peak = malloc_kib(0, "status", "VmHWM:"), now = malloc_resident(0);
+
+	return peak > now ? peak : now;
+}
+
 static void run_loop(const struct malloc_task *task, struct malloc_report *report)
 {
 	const struct malloc_loop *row = &malloc_loops[task->row];
@@ -75,6 +83,7 @@ static void run_loop(const struct malloc_task *task, struct malloc_report *repor
 	const char *error;
 
 	round = round < MIN_ROUND_NS ? MIN_ROUND_NS : round > MAX_ROUND_NS ? MAX_ROUND_NS : round;
+	round = round < row->least_ns ? row->least_ns : round;
 	if (bench_run(&bench, task->threads, task->seconds, round, &cell, &error))
 		malloc_give_up(error);
 	report->best = cell.best;
@@ -82,7 +91,7 @@ static void run_loop(const struct malloc_task *task, struct malloc_report *repor
 	if (row->finish)
 		row->finish(report);
 	if (!report->peak)
-		report->peak = malloc_kib(0, "status", "VmHWM:");
+		report->peak = malloc_peak();
 }
 
 /* Where malloc is: a loader that cannot preload an object says so and goes on without. */

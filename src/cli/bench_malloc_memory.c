@@ -94,7 +94,7 @@ static void run_party(const struct malloc_task *task, struct malloc_report *repo
 	for (unsigned i = 0; i < task->threads; i++)
 		time += (parties[i].end - parties[i].start) / (double)parties[i].operations;
 	report->best = report->median = time / task->threads;
-	report->peak = malloc_kib(0, "status", "VmHWM:");
+	report->peak = malloc_peak();
 }
 
 /* Small objects in a list, as many MiB in all as the task says; then all are freed, the oldest first. */
@@ -138,8 +138,8 @@ void malloc_run_burst(const struct malloc_task *task, struct malloc_report *repo
 }
 
 /*
- * Always 32 MiB are live, but their sizes drift: twice as large in each phase, then back. In a phase twice the live bytes
- * are allocated, and as many freed at random, so an eighth of what was there stays between the new.
+ * Always 32 MiB are live, but their sizes drift: twice as large on average in each phase, then back. In a phase four times
+ * the live bytes are allocated, and as many freed at random, so one in fifty of what was there stays between the new.
  */
 #define LIVE   (32ULL << 20)
 #define LOW    128U
@@ -156,8 +156,8 @@ static void drift(struct party *party)
 		unsigned step = (unsigned)(phase % PHASES);
 		uint32_t mean = LOW << (step <= PHASES / 2 ? step : PHASES - step);
 
-		for (uint64_t allocated = 0; allocated < 2 * target; party->operations++) {
-			uint32_t size = malloc_between(malloc_random(&random), mean / 2, mean + mean / 2);
+		for (uint64_t allocated = 0; allocated < 4 * target; party->operations++) {
+			uint32_t size = malloc_between(malloc_random(&random), mean / 8, 2 * mean - mean / 8);
 
 			sizes = malloc_checked(size);
 			*sizes = size;
@@ -296,7 +296,7 @@ void malloc_run_threads(const struct malloc_task *task, struct malloc_report *re
 		while (sem_wait(&lane_done))
 			;
 	rest(task, report);
-	report->peak = malloc_kib(0, "status", "VmHWM:");
+	report->peak = malloc_peak();
 	for (unsigned i = 0; i < idler_count; i++)
 		sem_post(&idlers[i].turn);
 	for (unsigned i = 0; i < idler_count; i++) {

@@ -64,9 +64,9 @@ static void format_ns(char text[32], double ns)
 	snprintf(text, 32, ns < 10 ? "%.2f" : ns < 100 ? "%.1f" : "%.0f", ns);
 }
 
-/* Columns that only some benches fill, and only they have. */
+/* Columns that only some benches fill: where none of these was measured, they are not there. */
 struct extras {
-	bool tail, resident, peak, idle;
+	bool talk, tail, resident, peak, idle;
 };
 
 static struct extras extras_of(const struct bench_results *results)
@@ -76,6 +76,7 @@ static struct extras extras_of(const struct bench_results *results)
 	for (size_t i = 0; i < results->count; i++) {
 		const struct bench_cell *cell = &results->cells[i];
 
+		extras.talk = extras.talk || !cell->bench->group;
 		extras.tail = extras.tail || cell->p9999 > 0;
 		extras.resident = extras.resident || cell->resident_ratio > 0;
 		extras.peak = extras.peak || cell->peak_kib;
@@ -140,29 +141,29 @@ static int add_row(struct libscols_table *table, const struct bench_results *res
 
 	if (!line)
 		return -ENOMEM;
-	rc = scols_line_set_data(line, COL_BENCH, cell->bench->name);
-	rc = rc ? rc : scols_line_set_data(line, COL_SUBJECT, cell->subject->name);
+	rc = scols_line_set_data(line, places[COL_BENCH], cell->bench->name);
+	rc = rc ? rc : scols_line_set_data(line, places[COL_SUBJECT], cell->subject->name);
 	snprintf(text, sizeof(text), "%u", cell->threads);
-	rc = rc ? rc : scols_line_set_data(line, COL_THREADS, text);
+	rc = rc ? rc : scols_line_set_data(line, places[COL_THREADS], text);
 	if (cell->threads == 1 && cell->subject->published_ns > 0) {
 		snprintf(text, sizeof(text), "%.1f", cell->subject->published_ns);
-		rc = rc ? rc : scols_line_set_data(line, COL_TALK_NS, text);
-		rc = rc ? rc : scols_line_set_data(line, COL_TALK_RATIO, cell->subject->published_ratio);
+		rc = rc ? rc : scols_line_set_data(line, places[COL_TALK_NS], text);
+		rc = rc ? rc : scols_line_set_data(line, places[COL_TALK_RATIO], cell->subject->published_ratio);
 	}
 	if (cell->skipped || *cell->failed) {
-		rc = rc ? rc : scols_line_set_data(line, COL_BEST, cell->skipped ? "-" : "failed");
-		rc = rc ? rc : scols_line_set_data(line, COL_MEDIAN, "-");
-		return rc ? rc : scols_line_set_data(line, COL_RATIO, "-");
+		rc = rc ? rc : scols_line_set_data(line, places[COL_BEST], cell->skipped ? "-" : "failed");
+		rc = rc ? rc : scols_line_set_data(line, places[COL_MEDIAN], "-");
+		return rc ? rc : scols_line_set_data(line, places[COL_RATIO], "-");
 	}
 	format_ns(text, cell->best);
-	rc = rc ? rc : scols_line_set_data(line, COL_BEST, text);
+	rc = rc ? rc : scols_line_set_data(line, places[COL_BEST], text);
 	format_ns(text, cell->median);
-	rc = rc ? rc : scols_line_set_data(line, COL_MEDIAN, text);
+	rc = rc ? rc : scols_line_set_data(line, places[COL_MEDIAN], text);
 	if (measure_of(results, cell) > 0)
 		format_ratio(text, cell->best / measure_of(results, cell));
 	else
 		strcpy(text, "-");
-	rc = rc ? rc : scols_line_set_data(line, COL_RATIO, text);
+	rc = rc ? rc : scols_line_set_data(line, places[COL_RATIO], text);
 	return rc ? rc : add_extras(line, cell, places);
 }
 
@@ -212,15 +213,26 @@ static void tell_notes(FILE *out, const struct bench_results *results)
 /* The allocators over all rows, where there are several. */
 static void tell_means(FILE *out, const struct bench_results *results)
 {
-	for (const struct bench_subject *subject = bench_malloc[BENCH_MALLOC_RANDOM].subjects; subject->name;
-	     subject++) {
-		double ns, kib;
-		size_t count = bench_malloc_means(results, subject->name, &ns, &kib);
+	double time = bench_malloc_beside_best(results, false), memory = bench_malloc_beside_best(results, true);
+	const struct bench_subject *subject = bench_malloc[BENCH_MALLOC_RANDOM].subjects;
+	size_t count = 0, here;
 
-		if (count > 1)
-			fprintf(out, "geometric mean of %zu malloc results: %s %.1f ns, %.1f MiB\n", count,
-				subject->name, ns, kib / 1024);
+	for (; subject->name; subject++) {
+		double ns, kib;
+
+		here = bench_malloc_means(results, subject->name, &ns, &kib);
+		if (here < 2)
+			continue;
+		if (!count)
+			fprintf(out, "geometric means of %zu malloc results, time and peak memory:", here);
+		fprintf(out, "%s %s %.1f ns %.1f MiB", count ? "," : "", subject->name, ns, kib / 1024);
+		count = here;
 	}
+	if (count)
+		fputc('\n', out);
+	if (count && time > 0)
+		fprintf(out, "percpu beside the best rival of each: %.2fx in time, %.2fx in peak memory\n", time,
+			memory);
 }
 
 int bench_write_table(FILE *out, const struct bench_results *results)
@@ -244,10 +256,12 @@ int bench_write_table(FILE *out, const struct bench_results *results)
 	};
 	struct extras extras = extras_of(results);
 	const bool there[COLUMNS] = {
-		[COL_TAIL] = extras.tail,
-		[COL_RESIDENT] = extras.resident,
-		[COL_PEAK] = extras.peak,
-		[COL_IDLE] = extras.idle,
+		[COL_BENCH] = true,          [COL_SUBJECT] = true,
+		[COL_TALK_NS] = extras.talk, [COL_TALK_RATIO] = extras.talk,
+		[COL_THREADS] = true,        [COL_BEST] = true,
+		[COL_MEDIAN] = true,         [COL_RATIO] = true,
+		[COL_TAIL] = extras.tail,    [COL_RESIDENT] = extras.resident,
+		[COL_PEAK] = extras.peak,    [COL_IDLE] = extras.idle,
 	};
 	size_t places[COLUMNS] = { 0 }, used = 0;
 	struct libscols_table *table = scols_new_table();
@@ -255,10 +269,11 @@ int bench_write_table(FILE *out, const struct bench_results *results)
 	int rc = table ? 0 : -ENOMEM;
 
 	bench_machine(machine, sizeof(machine));
-	fprintf(out, "%s\nns per operation and thread; columns 2018: %s\n\n", machine,
-		"the restartable-sequences talk of that year, Xeon E5-2630 v3, 1 thread");
+	fprintf(out, "%s\nns per operation and thread%s\n\n", machine,
+		extras.talk ? "; columns 2018: the restartable-sequences talk of that year, Xeon E5-2630 v3, 1 thread"
+			    : "");
 	for (size_t i = 0; i < COLUMNS && !rc; i++) {
-		if (i >= COL_TAIL && !there[i])
+		if (!there[i])
 			continue;
 		places[i] = used++;
 		rc = scols_table_new_column(table, columns[i].name, 0, columns[i].flags) ? 0 : -ENOMEM;

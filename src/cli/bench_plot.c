@@ -189,27 +189,27 @@ static int print_panel(FILE *script, const struct bench *bench, const struct ben
 	return 0;
 }
 
-/* Allocators by time and memory: one point for each, the means over what all of them were measured in. */
+/*
+ * Allocators by time and memory: one point for each, the means over what all of them were measured in. The axes begin at
+ * zero: twice as far from it is twice as much.
+ */
 static void print_scatter(FILE *script, const struct bench_results *results)
 {
 	const struct bench_subject *all = bench_malloc[BENCH_MALLOC_RANDOM].subjects;
-	double low[2] = { DBL_MAX, DBL_MAX }, high[2] = { 0, 0 };
+	double most_ns = 0, most_mib = 0;
 	size_t count = 0;
 
 	fputs("$malloc << EOD\n", script);
 	for (const struct bench_subject *subject = all; subject->name; subject++) {
-		double at[2];
-		size_t here = bench_malloc_means(results, subject->name, &at[0], &at[1]);
+		double ns, kib;
+		size_t here = bench_malloc_means(results, subject->name, &ns, &kib);
 
 		if (!here)
 			continue;
 		count = here;
-		at[1] /= 1024;
-		fprintf(script, "%.6g %.6g %s\n", at[0], at[1], subject->name);
-		for (int i = 0; i < 2; i++) {
-			low[i] = at[i] < low[i] ? at[i] : low[i];
-			high[i] = at[i] > high[i] ? at[i] : high[i];
-		}
+		fprintf(script, "%.6g %.6g %s\n", ns, kib / 1024, subject->name);
+		most_ns = ns > most_ns ? ns : most_ns;
+		most_mib = kib / 1024 > most_mib ? kib / 1024 : most_mib;
 	}
 	fputs("EOD\n", script);
 	if (!count) {
@@ -218,19 +218,13 @@ static void print_scatter(FILE *script, const struct bench_results *results)
 	}
 	fprintf(script,
 		"set title \"{/:Bold malloc}\\n{/*0.85 allocators by time and memory, geometric means of %zu results}\"\n"
-		"unset logscale\nset logscale xy\nset xrange [%g:%g]\nset yrange [%g:%g]\nset xtics auto\n"
-		"set ytics auto\nset xlabel 'ns per operation'\nset ylabel 'peak resident memory, MiB'\n"
-		"unset key\nplot ",
-		count, low[0] / 1.2, high[0] * 1.3, low[1] / 1.2, high[1] * 1.2);
-	for (const struct bench_subject *subject = all; subject->name; subject++) {
-		struct style style = style_of(subject->name);
-
-		fprintf(script,
-			"%s$malloc using (strcol(3) eq '%s' ? $1 : NaN):2 with points notitle pt 7 ps 1.5 "
-			"lc rgb '%s'",
-			subject == all ? "" : ", ", subject->name, style.colour);
-	}
-	fputs(", $malloc using 1:2:3 with labels left offset 1,0 noenhanced notitle\n", script);
+		"unset logscale\nset xrange [0:%g]\nset yrange [0:%g]\nset xtics auto\nset ytics auto\n"
+		"set rmargin 14\nset xlabel 'ns per operation'\nset ylabel 'peak resident memory, MiB'\nunset key\nplot ",
+		count, most_ns * 1.1, most_mib * 1.15);
+	for (const struct bench_subject *subject = all; subject->name; subject++)
+		fprintf(script, "$malloc using (strcol(3) eq '%s' ? $1 : NaN):2 with points pt 7 ps 1.5 lc rgb '%s', ",
+			subject->name, style_of(subject->name).colour);
+	fputs("$malloc using 1:2:3 with labels left offset 1,0 noenhanced\n", script);
 }
 
 static int print_script(FILE *script, enum bench_picture kind, const struct bench_results *results)
@@ -263,7 +257,8 @@ static int print_script(FILE *script, enum bench_picture kind, const struct benc
 			700 * columns, 340 * rows + 60, 700 * columns, 340 * rows + 60);
 	bench_machine(machine, sizeof(machine));
 	fprintf(script, "set encoding utf8\nset multiplot layout %u,%u title \"", rows, columns);
-	fputs("{/:Bold*1.15 Time per operation and thread, best round}\\n{/*0.85 ", script);
+	fprintf(script, "{/:Bold*1.15 Time per operation%s, best round}\\n{/*0.85 ",
+		panels == scatter ? " and memory" : " and thread");
 	print_text(script, machine);
 	fprintf(script,
 		"}\"\nset lmargin 10\nset rmargin 34\n"
@@ -272,15 +267,13 @@ static int print_script(FILE *script, enum bench_picture kind, const struct benc
 		"set grid xtics ytics lc rgb '#e4e4e4' lt 1 lw 1\n"
 		"set key at graph 1.03,0.5 left center Left reverse samplen 2 noenhanced\nset xtics (",
 		most > 1 ? 0.93 : 0.5, most > 1 ? most * 1.07 : 2.0);
-	if (panels == scatter)
-		fputs("1", script);
 	for (size_t i = 0; i < results->count; i++) {
 		if (!results->cells[i].bench->group && results->cells[i].threads > last) {
 			fprintf(script, "%s%u", last ? ", " : "", results->cells[i].threads);
 			last = results->cells[i].threads;
 		}
 	}
-	fputs(")\n", script);
+	fputs(last ? ")\n" : "1)\n", script);
 	for (size_t i = 0; bench_all[i] && !rc; i++) {
 		for (size_t k = 0; k < results->count && !rc; k++) {
 			if (results->cells[k].bench == bench_all[i] && !bench_all[i]->group) {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """percpu bench as an interface: names, JSON, refusals, files that cannot be written. Never how fast anything is.
 
-Usage: bench.py PERCPU results|skipped|refused|lost|plot
+Usage: bench.py PERCPU results|skipped|refused|lost|plot|malloc|malloc-broken [BROKEN_MALLOC]
 Exits with 77 when what a group needs is not installed.
 """
 import json
@@ -13,6 +13,7 @@ import sys
 import tempfile
 
 PERCPU = os.path.abspath(sys.argv[1])
+BROKEN = os.path.abspath(sys.argv[3]) if len(sys.argv) > 3 else None
 SHORT = ["--quick", "--seconds", "0.05"]
 NAMES = {
     "cpu_number": {"percpu", "raw_field", "sched_getcpu", "getcpu_vdso", "getcpu_syscall"},
@@ -42,6 +43,14 @@ NAMES = {
     "spinlock_remote": {"percpu", "percpu_biased", "percpu_all", "pthread_spin"},
     "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
 }
+# Only when asked for: not in a run of everything.
+ALLOCATORS = {"percpu", "glibc", "jemalloc", "mimalloc", "gperftools"}
+MALLOC = {
+    **{f"malloc_pair_{size}": ALLOCATORS | {"floor"} for size in (16, 64, 512, 4096)},
+    **{f"malloc_{name}": ALLOCATORS for name in (
+        "random", "larson", "producer_consumer", "burst", "threads_8", "threads_100", "threads_1000", "fragmentation",
+        "realloc", "calloc_large", "startup")},
+}
 
 os.chdir(tempfile.mkdtemp(prefix="percpu-bench-"))
 failures = 0
@@ -54,10 +63,10 @@ def check(truth, what):
         print("FAILED:", what)
 
 
-def bench(*args, env=None, stdout=subprocess.PIPE):
+def bench(*args, env=None, stdout=subprocess.PIPE, percpu=PERCPU):
     environment = dict(os.environ, **(env or {}))
-    return subprocess.run([PERCPU, "bench", *args], stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment,
-                          timeout=100, check=False)
+    return subprocess.run([percpu, "bench", *args], stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment,
+                          timeout=280, check=False)
 
 
 def check_cells(text, names, threads):
@@ -105,7 +114,7 @@ def results():
     check_cells(run.stdout, ["opv", "counter_add"], [1])
 
     run = bench("--list")
-    check(run.returncode == 0 and all(name + ":" in run.stdout for name in NAMES), "--list")
+    check(run.returncode == 0 and all(name + ":" in run.stdout for name in [*NAMES, *MALLOC]), "--list")
     run = bench("--help")
     check(run.returncode == 0 and "--plot" in run.stdout, "--help")
 
@@ -128,7 +137,7 @@ def skipped():
 
 
 def refused():
-    one_line(bench("counter_add", "nosuch"), 2, "nosuch", *NAMES)
+    one_line(bench("counter_add", "nosuch"), 2, "nosuch", *NAMES, *MALLOC)
     for number in "0", "1025", "-1", "2.5", "two", "":
         one_line(bench("--threads", number), 2, "1 to 1024")
     for number in "0", "-1", "nan", "inf", "1x", "":
@@ -188,13 +197,111 @@ def plot():
     check(run.returncode == 0 and run.stderr == "", f"drawing PNG: {run.returncode} {run.stderr}")
     with open("one.PNG", "rb") as file:
         check(file.read(8) == b"\x89PNG\r\n\x1a\n", "a PNG")
+    run = bench(*SHORT, "--threads", "1", "--plot", "malloc.svg", "malloc_pair_16", "malloc_random", "fence")
+    check(run.returncode == 0 and run.stderr == "", f"drawing allocators: {run.returncode} {run.stderr}")
+    with open("malloc.svg") as file:
+        picture = file.read()
+    for text in "glibc", "2 results", "peak resident memory", "fence":
+        check(text in picture, f"'{text}' in the picture of allocators")
     os.symlink("/dev/full", "full.svg")
     one_line(bench(*SHORT, "--threads", "1", "--plot", "full.svg", "fence"), 1, "full.svg", "No space left")
 
 
+def check_allocators(text, threads):
+    """The cells of rows by name, each with a dictionary of subjects. `threads`: in how many a row was measured."""
+    cells, rows = json.loads(text), {}
+    for cell in cells:
+        rows.setdefault(cell["bench"], {}).setdefault(cell["threads"], {})[cell["subject"]] = cell
+        keys = {"bench", "subject", "threads"}
+        if "skipped" in cell or "failed" in cell:
+            why = "skipped" if "skipped" in cell else "failed"
+            check(set(cell) == keys | {why} and len(cell[why]) > 3, f"the reason in {cell}")
+            continue
+        keys |= {"best_ns", "median_ns", "peak_kib"}
+        keys |= {"p9999_ns"} if cell["bench"] == "malloc_larson" else set()
+        keys |= {"resident_per_live"} if cell["bench"] == "malloc_fragmentation" else set()
+        if cell["bench"].startswith(("malloc_threads", "malloc_burst", "malloc_frag", "malloc_startup")):
+            keys |= {"idle_kib"}
+            check(500 < cell["idle_kib"] < 1 << 22, f"memory in {cell}")
+        check(set(cell) - {"note"} == keys, f"keys of {cell}")
+        check(0 < cell["best_ns"] <= cell["median_ns"] < 1e11, f"times in {cell}")
+        check(500 < cell["peak_kib"] < 1 << 22, f"memory in {cell}")
+        check(cell.get("p9999_ns", 1) > 0 and cell.get("resident_per_live", 1) >= 1, f"numbers in {cell}")
+    for name, row in rows.items():
+        check(set(row) == threads.get(name, threads[""]), f"{name} in {set(row)} threads")
+        for count, subjects in row.items():
+            check(set(subjects) == MALLOC[name], f"subjects of {name} in {count} threads: {set(subjects)}")
+    return rows
+
+
+def malloc():
+    """Each row once; glibc is always there, and whichever rivals are must have results too."""
+    fixed = {f"malloc_threads_{n}": {n} for n in (8, 100, 1000)} | {"malloc_startup": {1}, "malloc_producer_consumer": {2}}
+    run = bench(*SHORT, "--threads", "1", "--json", "malloc.json", "malloc")
+    check(run.returncode == 0 and run.stderr == "", f"all rows: {run.returncode} {run.stderr}")
+    with open("malloc.json") as file:
+        rows = check_allocators(file.read(), {"": {1}, **fixed})
+    check(set(rows) == set(MALLOC), f"rows: {set(rows)}")
+    for name in MALLOC:
+        for cells in rows[name].values():
+            check("best_ns" in cells["glibc"], f"glibc is measured: {cells['glibc']}")
+            check(all("failed" not in cell for cell in cells.values()), f"nobody fails: {cells}")
+    check("not 1 GiB" in run.stdout, "the size of bursts is told")
+    check("PEAK KIB" in run.stdout and "IDLE KIB" in run.stdout and "P99.99 NS" in run.stdout, "columns")
+    check("2018" not in run.stdout, "columns of others")
+    lines = [line.split() for line in run.stdout.splitlines()]
+    check(all(any(line[:2] == [name, "glibc"] for line in lines) for name in MALLOC), "rows of the table")
+    # 84 MiB live at the peak: in no allocator less.
+    check(rows["malloc_threads_1000"][1000]["glibc"]["peak_kib"] > 84 << 10, "1000 threads have what they should")
+
+    run = bench(*SHORT, "--threads", "3", "--json", "-", "malloc_random", "malloc_producer_consumer")
+    check(run.returncode == 0, f"numbers of threads: {run.returncode} {run.stderr}")
+    check_allocators(run.stdout, {"": {1, 2, 3}, "malloc_producer_consumer": {2}})
+
+    # One that is not there, and options that would make another one different from what it is by default.
+    os.mkdir("libs")
+    with open("libs/libjemalloc.so.2", "w") as file:
+        file.write("no object\n")
+    env = {"LD_LIBRARY_PATH": os.path.abspath("libs"), "MALLOC_PERTURB_": "7", "LD_PRELOAD": ""}
+    run = bench(*SHORT, "--threads", "1", "--json", "some.json", "malloc_pair_16", "malloc_calloc_large", env=env)
+    check(run.returncode == 0 and run.stderr == "", f"one not there: {run.returncode} {run.stderr}")
+    with open("some.json") as file:
+        rows = check_allocators(file.read(), {"": {1}})
+    for name in "malloc_pair_16", "malloc_calloc_large":
+        check("libjemalloc.so.2" in rows[name][1]["jemalloc"].get("skipped", ""), f"{name}: jemalloc is skipped")
+    check(run.stdout.count("not measured: malloc jemalloc: libjemalloc.so.2") == 1, "the reason is told once")
+
+    os.symlink("/dev/full", "full.json")
+    one_line(bench(*SHORT, "--threads", "1", "malloc_pair_16", "--json", "full.json"), 1, "full.json", "No space left")
+
+
+def malloc_broken():
+    """An allocator that fails fails its own cells, in one line each; all others have their results."""
+    os.makedirs("tree/cli")
+    shutil.copy(PERCPU, "tree/cli/percpu")
+    shutil.copy(BROKEN, "tree/libpercpu-malloc.so")
+    short = [*SHORT, "--threads", "1", "malloc_random", "--json", "broken.json"]
+    for how, words in ("abort", ["killed by signal 6", "this heap is broken"]), ("kill", ["killed by signal 9"]), \
+                      ("null", ["no memory"]):
+        run = bench(*short, env={"BROKEN": how}, percpu=os.path.abspath("tree/cli/percpu"))
+        one_line(run, 1, "malloc_random, 1 thread, percpu: ", *words)
+        check("failed: malloc_random percpu" in run.stdout, f"{how}: told under the table")
+        with open("broken.json") as file:
+            row = check_allocators(file.read(), {"": {1}})["malloc_random"][1]
+        check(all(word in row["percpu"].get("failed", "") for word in words), f"{how}: {row['percpu']}")
+        check("best_ns" in row["glibc"], f"{how}: glibc is measured all the same")
+    # Something that the loader cannot take.
+    with open("tree/libpercpu-malloc.so", "w") as file:
+        file.write("no object\n")
+    run = bench(*short, percpu=os.path.abspath("tree/cli/percpu"))
+    check(run.returncode == 0 and run.stderr == "", f"no object: {run.returncode} {run.stderr}")
+    check("not measured: malloc percpu: libpercpu-malloc.so cannot be preloaded" in run.stdout, "no object: told")
+
+
 directory = os.getcwd()
 try:
-    {"results": results, "skipped": skipped, "refused": refused, "lost": lost, "plot": plot}[sys.argv[2]]()
+    {"results": results, "skipped": skipped, "refused": refused, "lost": lost, "plot": plot, "malloc": malloc,
+     "malloc-broken": malloc_broken}[sys.argv[2]]()
 finally:
     os.chdir("/")
     shutil.rmtree(directory)
