@@ -106,7 +106,8 @@ static void read_complaint(int file, char *text, size_t size)
 	text[n > 0 ? n : 0] = '\0';
 	text[strcspn(text, "\n")] = '\0';
 	for (char *c = text; *c; c++)
-		*c = (unsigned char)*c < ' ' || *c == 127 ? '?' : *c;
+		if ((unsigned char)*c < ' ' || *c == 127)
+			*c = '?';
 }
 
 /* All that a child prints, until it closes its output. Returns false if that takes longer than @seconds. */
@@ -230,7 +231,7 @@ static bool is_from(const struct allocator *allocator, const char *path)
 static void look_for(struct allocator *allocator)
 {
 	char *argv[] = { "percpu", "bench-malloc-child", MALLOC_PROBE, NULL };
-	char answer[4400], said[128], why[192];
+	char answer[4400] = "", said[128] = "", why[192];
 	int rc = 0;
 
 	if (allocator->known)

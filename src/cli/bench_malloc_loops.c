@@ -22,8 +22,8 @@ extern char **environ;
 
 #define SLOTS 1000
 
-/* After this the compiler no longer knows where a pointer is from, nor what it points to. */
-#define FORGET(pointer) __asm__ __volatile__("" : "+r"(pointer) : : "memory")
+/* Whatever this may do with the block, it must have been allocated, and what is in it is no longer known. */
+#define ESCAPE(pointer) __asm__ __volatile__("" : : "r"(pointer) : "memory")
 
 #define PAIR(size)                                                                                                     \
 	BENCH_LOOP pair_##size(struct bench_worker *worker, uint64_t n)                                                \
@@ -32,7 +32,7 @@ extern char **environ;
 		for (; n; n--) {                                                                                       \
 			void *pointer = malloc(size);                                                                  \
                                                                                                                        \
-			FORGET(pointer);                                                                               \
+			ESCAPE(pointer);                                                                               \
 			free(pointer);                                                                                 \
 		}                                                                                                      \
 	}
@@ -53,7 +53,7 @@ static inline char *new_block(size_t size)
 {
 	char *block = malloc_checked(size);
 
-	FORGET(block);
+	ESCAPE(block);
 	*block = 1;
 	return block;
 }
@@ -127,7 +127,7 @@ static void *serve(void *arg)
 			double start = malloc_now();
 
 			*slot = malloc_checked(size);
-			FORGET(*slot);
+			ESCAPE(*slot);
 			atomic_fetch_add_explicit(&samples[bucket_of((uint64_t)(malloc_now() - start))], 1,
 						  memory_order_relaxed);
 			**slot = 1;
@@ -282,7 +282,7 @@ BENCH_LOOP calloc_large(struct bench_worker *worker, uint64_t n)
 
 		if (!block)
 			malloc_give_up("no memory");
-		FORGET(block);
+		ESCAPE(block);
 		for (size_t at = 0; at < size; at += 4096) {
 			if (block[at])
 				malloc_give_up("calloc returned memory that is not zero");
