@@ -189,6 +189,22 @@
 	"6:\n\ttbz w11, #0, 7f\n\tldr x12, [x10]\n\tstr x12, [x9]\n"                                                   \
 	"7:\n\t"
 
+/*
+ * A magazine with bounds of its own: T0's word is the distance to the first free slot, and the two behind it the least and
+ * the most that it may be. Leave if there is nothing to take, or no room; also if the object is the one that was put last.
+ */
+#define PERCPU__A_TOP_TAKE(out, l)                                                                                     \
+	"ldp x15, x13, [x14]\n\tcmp x15, x13\n\tb.ls " l "\n\tsub x15, x15, #8\n\tldr %[" out "], [x14, x15]\n\t"
+#define PERCPU__A_TOP_PUT(val, l)                                                                                      \
+	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tcmp x15, x13\n\tb.hs " l "\n\tsub x13, x15, #8\n\t"                   \
+	"ldr x13, [x14, x13]\n\tcmp x13, %[" val "]\n\tb.eq " l "\n\tstr %[" val "], [x14, x15]\n\tadd x15, x15, #8\n\t"
+#define PERCPU__A_TOP_TAKE_MANY(dst, n, bytes, l)                                                                      \
+	"ldp x15, x13, [x14]\n\tsubs x15, x15, %[" bytes "]\n\tb.lo " l "\n\tcmp x15, x13\n\tb.lo " l                                  \
+	"\n\tadd x10, x14, x15\n\tmov x9, %[" dst "]\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__A_TOP_PUT_MANY(src, n, bytes, l)                                                                       \
+	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tadd x9, x14, x15\n\tadd x15, x15, %[" bytes "]\n\tcmp x15, x13\n\t"    \
+	"b.hi " l "\n\tmov x10, %[" src "]\n\t" PERCPU__A_WORDS(n)
+
 /* Commits: one instruction that stores, and nothing after it. */
 #define PERCPU__A_ADD(val)           "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstr x15, [x14]\n"
 #define PERCPU__A_ADD_RELEASE(val)   "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstlr x15, [x14]\n"

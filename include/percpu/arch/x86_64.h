@@ -191,6 +191,22 @@
 	"6:\n\ttestb $1, %%r9b\n\tjz 7f\n\tmovq (%%r8), %%r8\n\tmovq %%r8, (%%rdx)\n"                                  \
 	"7:\n\t"
 
+/*
+ * A magazine with bounds of its own: T0's word is the distance to the first free slot, and the two behind it the least and
+ * the most that it may be. Leave if there is nothing to take, or no room; also if the object is the one that was put last.
+ */
+#define PERCPU__A_TOP_TAKE(out, l)                                                                                     \
+	"movq (%%rax), %%rcx\n\tcmpq 8(%%rax), %%rcx\n\tjbe " l "\n\tmovq -8(%%rax,%%rcx), %[" out "]\n\tsubq $8, %%rcx\n\t"
+#define PERCPU__A_TOP_PUT(val, l)                                                                                      \
+	"movq (%%rax), %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tjae " l "\n\tcmpq %[" val "], -8(%%rax,%%rcx)\n\tje " l            \
+	"\n\tmovq %[" val "], (%%rax,%%rcx)\n\taddq $8, %%rcx\n\t"
+#define PERCPU__A_TOP_TAKE_MANY(dst, n, bytes, l)                                                                      \
+	"movq (%%rax), %%rcx\n\tsubq %[" bytes "], %%rcx\n\tjb " l "\n\tcmpq 8(%%rax), %%rcx\n\tjb " l                                \
+	"\n\tleaq (%%rax,%%rcx), %%r8\n\tmovq %[" dst "], %%rdx\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__A_TOP_PUT_MANY(src, n, bytes, l)                                                                       \
+	"movq (%%rax), %%rcx\n\tleaq (%%rax,%%rcx), %%rdx\n\taddq %[" bytes "], %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tja " l   \
+	"\n\tmovq %[" src "], %%r8\n\t" PERCPU__A_WORDS(n)
+
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
 #define PERCPU__A_ADD(val)           "addq %[" val "], (%%rax)\n"
 #define PERCPU__A_ADD_RELEASE(val)   PERCPU__A_ADD(val)

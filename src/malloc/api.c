@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * malloc and its kin.
+ */
+#include <errno.h>
+#include <malloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <percpu/ops.h>
+
+#include "base/sys.h"
+#include "malloc/front.h"
+
+#define API      __attribute__((visibility("default")))
+#define OS_PAGE  ((size_t)4096)
+/* Blocks from here on grow by moving pages instead of bytes. */
+#define REMAP_LEAST ((size_t)256 << 10)
+
+/* Classes of sizes up to TABLE_MOST, by 16 bytes; made by the compiler. */
+#define C1(n)  (uint8_t)((n) <= 8 ? (n) : 9 + (LOG((n) - 1) - 3) * 8 + ((((n) - 1) >> (LOG((n) - 1) - 3)) & 7))
+#define LOG(n) ((n) < 16 ? 3 : (n) < 32 ? 4 : 5)
+#define C4(n)  C1(n), C1((n) + 1), C1((n) + 2), C1((n) + 3)
+#define C16(n) C4(n), C4((n) + 4), C4((n) + 8), C4((n) + 12)
+static const uint8_t class_table[TABLE_MOST / QUANTUM + 1] = { 1,	C1(1),	C1(2),	C1(3),	C4(4),	C4(8),	C4(12),
+							       C16(16), C16(32), C16(48), C1(64) };
+
+static void *fail(void)
+{
+	errno = ENOMEM;
+	return NULL;
+}
+
+static inline struct percpu__magazine *magazine(unsigned class)
+{
+	return &percpu__malloc_ready.front->magazines[class];
+}
+
+static inline unsigned class_for(size_t size)
+{
+	return size <= TABLE_MOST ? class_table[(size + QUANTUM - 1) / QUANTUM] : percpu__class_of(size);
+}
+
+static inline void *take(unsigned class)
+{
+	void *object = (void *)PERCPU__TRY_WORD((uintptr_t)percpu__try_take(magazine(class)));
+
+	if (PERCPU__UNLIKELY((uintptr_t)object <= PERCPU__LEFT_WORD)) {
+		object = percpu__take_slow(class);
+		if (!object)
+			return fail();
+	}
+	return object;
+}
+
+/* Large blocks: spans of their own. */
+
+static PERCPU__COLD struct percpu__span *new_large(size_t size, size_t align)
+{
+	size_t pages = (size + PAGE - 1) >> PAGE_LOG;
+	struct percpu__span *span;
+
+	if (size > PTRDIFF_MAX || !percpu__malloc_start())
+		return NULL;
+	span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0);
+	if (!span && percpu__malloc_ready.limit) {
+		/* Before giving up. */
+		percpu__front_drain(true);
+		percpu__central_trim();
+		span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0);
+	}
+	if (span)
+		span->size = size;
+	return span;
+}
+
+static PERCPU__COLD void *large(size_t size, size_t align)
+{
+	struct percpu__span *span = new_large(size, align);
+
+	return span ? percpu__page_address(span->page) : fail();
+}
+
+static PERCPU__COLD struct percpu__span *large_at(void *p, const char *what)
+{
+	struct percpu__span *span = percpu__span_of(p);
+
+	if (!span || span->class || percpu__page_address(span->page) != p)
+		percpu__malloc_die(what, p);
+	return span;
+}
+
+static PERCPU__COLD void free_large(void *p)
+{
+	int error = errno;
+
+	if (p)
+		percpu__span_free(large_at(p, "not a block of the heap is freed"));
+	errno = error;
+}
+
+/* The class of an object; 0 for a large block and for what is neither. */
+static inline unsigned class_at(const void *p)
+{
+	return PERCPU__LIKELY(percpu__heap_has(p)) ? percpu__heap.classes[percpu__page_of(p)] : 0;
+}
+
+static size_t room_of(void *p)
+{
+	unsigned class = class_at(p);
+
+	return class ? percpu__class_size(class) : large_at(p, "not a block of the heap is used")->pages << PAGE_LOG;
+}
+
+/* What everybody calls. */
+
+API void *malloc(size_t size)
+{
+	if (PERCPU__UNLIKELY(size > SMALL_MOST))
+		return large(size, 1);
+	return take(class_for(size));
+}
+
+API void free(void *p)
+{
+	unsigned class = class_at(p);
+
+	if (PERCPU__UNLIKELY(!class)) {
+		free_large(p);
+		return;
+	}
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_put(magazine(class), p)) != PERCPU__DONE))
+		percpu__put_slow(class, p);
+}
+
+API void free_sized(void *p, size_t size)
+{
+	(void)size;
+	free(p);
+}
+
+API void free_aligned_sized(void *p, size_t align, size_t size)
+{
+	(void)align, (void)size;
+	free(p);
+}
+
+API void cfree(void *p)
+{
+	free(p);
+}
+
+API void *calloc(size_t n, size_t size)
+{
+	struct percpu__span *span;
+	size_t bytes;
+	void *p;
+
+	if (__builtin_mul_overflow(n, size, &bytes))
+		return fail();
+	if (PERCPU__LIKELY(bytes <= SMALL_MOST)) {
+		p = take(class_for(bytes));
+		return p ? memset(p, 0, bytes) : NULL;
+	}
+	span = new_large(bytes, 1);
+	if (!span)
+		return fail();
+	p = percpu__page_address(span->page);
+	if (!span->zero)
+		memset(p, 0, bytes);
+	return p;
+}
+
+/* @align: a power of two. */
+static void *aligned(size_t align, size_t size)
+{
+	if (align <= QUANTUM)
+		return malloc(size);
+	if (align <= PAGE && size <= SMALL_MOST) {
+		/* Objects of a class lie at multiples of its size, from the start of a page on. */
+		for (unsigned class = class_for(size > align ? size : align); class <= CLASSES; class ++)
+			if (percpu__class_size(class) % align == 0)
+				return take(class);
+	}
+	if (size > PTRDIFF_MAX - align)
+		return fail();
+	return large(size, align);
+}
+
+API void *memalign(size_t align, size_t size)
+{
+	/* As the C library does: the next power of two. */
+	while (align & (align - 1))
+		align += align & -align;
+	return aligned(align, size);
+}
+
+API void *aligned_alloc(size_t align, size_t size)
+{
+	return memalign(align, size);
+}
+
+API int posix_memalign(void **out, size_t align, size_t size)
+{
+	int error = errno;
+	void *p;
+
+	if (align < sizeof(void *) || align & (align - 1))
+		return EINVAL;
+	p = aligned(align, size);
+	errno = error;
+	if (!p)
+		return ENOMEM;
+	*out = p;
+	return 0;
+}
+
+API void *valloc(size_t size)
+{
+	return aligned(OS_PAGE, size);
+}
+
+API void *pvalloc(size_t size)
+{
+	if (size > PTRDIFF_MAX - OS_PAGE)
+		return fail();
+	return aligned(OS_PAGE, (size + OS_PAGE - 1) & ~(OS_PAGE - 1));
+}
+
+API size_t malloc_usable_size(void *p)
+{
+	return p ? room_of(p) : 0;
+}
+
+/* Moves the pages of one large block to another, which is larger. The old addresses stay reserved, and are fresh. */
+static PERCPU__COLD bool move_pages(struct percpu__span *to, struct percpu__span *from)
+{
+	size_t bytes = from->pages << PAGE_LOG;
+	long rc = percpu__sys6(SYS_mremap, (long)percpu__page_address(from->page), (long)bytes, (long)bytes,
+			       MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, (long)percpu__page_address(to->page), 0);
+
+	return rc == (long)percpu__page_address(to->page);
+}
+
+static PERCPU__COLD void *realloc_large(void *p, size_t size)
+{
+	struct percpu__span *span = large_at(p, "not a block of the heap is reallocated"), *larger;
+	size_t room = span->pages << PAGE_LOG, pages = (size + PAGE - 1) >> PAGE_LOG;
+	void *q;
+
+	if (size <= room && size > SMALL_MOST) {
+		if (pages < span->pages)
+			percpu__span_cut(span, pages);
+		span->size = size;
+		return p;
+	}
+	if (size <= SMALL_MOST) {
+		q = malloc(size);
+		if (q) {
+			memcpy(q, p, size < room ? size : room);
+			percpu__span_free(span);
+		}
+		return q;
+	}
+	/* Somewhat more than asked for: who grows once grows again. */
+	larger = size + size / 8 > size ? new_large(size + size / 8, 1) : NULL;
+	if (!larger)
+		larger = new_large(size, 1);
+	if (!larger)
+		return fail();
+	larger->size = size;
+	q = percpu__page_address(larger->page);
+	if (room < REMAP_LEAST || !move_pages(larger, span))
+		memcpy(q, p, room < size ? room : size);
+	percpu__span_free(span);
+	return q;
+}
+
+API void *realloc(void *p, size_t size)
+{
+	unsigned class;
+	size_t room;
+	void *q;
+
+	if (!p)
+		return malloc(size);
+	if (!size) {
+		free(p);
+		return NULL;
+	}
+	class = class_at(p);
+	if (!class)
+		return realloc_large(p, size);
+	room = percpu__class_size(class);
+	if (size <= room && size >= room / 2)
+		return p;
+	q = malloc(size);
+	if (q) {
+		memcpy(q, p, room < size ? room : size);
+		free(p);
+	}
+	return q;
+}
+
+API void *reallocarray(void *p, size_t n, size_t size)
+{
+	size_t bytes;
+
+	if (__builtin_mul_overflow(n, size, &bytes))
+		return fail();
+	return realloc(p, bytes);
+}
+
+/* For who watches. */
+
+API int malloc_trim(size_t pad)
+{
+	size_t released;
+
+	if (!percpu__malloc_ready.limit)
+		return 0;
+	percpu__front_drain(true);
+	percpu__central_trim();
+	percpu__heap_lock();
+	released = percpu__heap_release(SIZE_MAX, pad);
+	percpu__heap_unlock();
+	return released != 0;
+}
+
+API struct mallinfo2 mallinfo2(void)
+{
+	struct mallinfo2 info = { 0 };
+	uint64_t cached = 0;
+
+	for (unsigned i = 1; percpu__malloc_ready.limit && i <= CLASSES; i++) {
+		struct percpu__class_stats stats;
+
+		percpu__central_stats(i, &stats);
+		cached += (stats.free + stats.stock + percpu__front_cached(i)) * percpu__class_size(i);
+	}
+	info.arena = percpu__heap_stats.used + percpu__heap_stats.free;
+	info.fordblks = percpu__heap_stats.free + cached;
+	info.uordblks = info.arena - info.fordblks;
+	info.keepcost = percpu__heap_stats.free;
+	return info;
+}
+
+API struct mallinfo mallinfo(void)
+{
+	struct mallinfo2 wide = mallinfo2();
+	struct mallinfo info = { 0 };
+
+	info.arena = (int)wide.arena;
+	info.fordblks = (int)wide.fordblks;
+	info.uordblks = (int)wide.uordblks;
+	info.keepcost = (int)wide.keepcost;
+	return info;
+}
+
+API int malloc_info(int options, FILE *out)
+{
+	struct mallinfo2 info = mallinfo2();
+
+	if (options)
+		return EINVAL;
+	fprintf(out, "<malloc version=\"1\">\n<heap nr=\"0\">\n");
+	for (unsigned i = 1; percpu__malloc_ready.limit && i <= CLASSES; i++) {
+		struct percpu__class_stats stats;
+
+		percpu__central_stats(i, &stats);
+		if (stats.spans)
+			fprintf(out, "<size from=\"%zu\" to=\"%zu\" total=\"%zu\" count=\"%zu\"/>\n",
+				i > 1 ? percpu__class_size(i - 1) + 1 : (size_t)0, percpu__class_size(i),
+				(size_t)stats.objects * percpu__class_size(i), (size_t)stats.objects);
+	}
+	fprintf(out, "<system type=\"current\" size=\"%zu\"/>\n<total type=\"rest\" size=\"%zu\"/>\n</heap>\n</malloc>\n",
+		info.arena, info.fordblks);
+	return 0;
+}
+
+API void malloc_stats(void)
+{
+	struct mallinfo2 info = mallinfo2();
+	char line[200];
+	int length = snprintf(line, sizeof(line), "percpu-malloc: in use %zu bytes, free %zu, largest so far %zu\n",
+			      info.uordblks, info.fordblks, (size_t)percpu__heap_stats.most_used);
+
+	if (length > 0 && write(STDERR_FILENO, line, (size_t)length) < 0)
+		return;
+}
+
+/* None of the C library's parameters means anything here. 0 says so. */
+API int mallopt(int parameter, int value)
+{
+	(void)parameter, (void)value;
+	return 0;
+}

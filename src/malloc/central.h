@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What is between the magazines and the page heap: for each class a stock of free objects, and its spans.
+ *
+ * Objects come and go in batches. The stock hands on what others gave back, without touching it; behind it are the spans
+ * with free objects, in whose bitmaps an object that is free twice shows.
+ */
+#ifndef PERCPU_SRC_MALLOC_CENTRAL_H
+#define PERCPU_SRC_MALLOC_CENTRAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "malloc/heap.h"
+
+#define BATCH_MOST 64U
+
+struct percpu__class_stats {
+	uint64_t spans, objects; /* in spans: objects in all */
+	uint64_t free, stock;    /* of these, in spans and in the stock */
+	uint64_t taken, given;   /* batches, so far */
+};
+
+PERCPU_HIDDEN void percpu__central_start(void);
+
+/* How many objects of a class travel together. */
+PERCPU_HIDDEN unsigned percpu__batch_of(unsigned class);
+
+/* Up to @n objects of @class (@n <= BATCH_MOST) into @out. Returns how many; 0 if there is no memory. */
+PERCPU_HIDDEN unsigned percpu__central_take(unsigned class, void **out, unsigned n);
+/* Dies with a line on stderr if one of them is no object, or is free already, and that shows. */
+PERCPU_HIDDEN void percpu__central_give(unsigned class, void *const *objects, unsigned n);
+/* All of the stock back to the spans, so that these may become free. */
+PERCPU_HIDDEN void percpu__central_trim(void);
+
+PERCPU_HIDDEN void percpu__central_stats(unsigned class, struct percpu__class_stats *stats);
+
+/* All locks of this layer. */
+PERCPU_HIDDEN void percpu__central_lock_all(void);
+PERCPU_HIDDEN void percpu__central_unlock_all(void);
+PERCPU_HIDDEN void percpu__central_relock_all(void);
+
+/* "percpu-malloc: WHAT: 0xADDRESS" on stderr, and abort(). */
+PERCPU_HIDDEN void percpu__malloc_die(const char *what, const void *address) __attribute__((noreturn)) PERCPU__COLD;
+
+#endif

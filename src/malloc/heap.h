@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The page heap: one reserved range of addresses, cut into pages of 8 KiB, which come in regions of 2 MiB as huge pages do.
+ *
+ * A *span* is a run of pages that holds either objects of one class or one large block. For each page there are two tables:
+ * the class of its objects, a byte that free() looks at, and the span's number.
+ */
+#ifndef PERCPU_SRC_MALLOC_HEAP_H
+#define PERCPU_SRC_MALLOC_HEAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <percpu/base.h>
+
+#include "malloc/classes.h"
+
+#define PAGE_LOG     13U
+#define PAGE         ((size_t)1 << PAGE_LOG)
+#define REGION_LOG   21U
+#define REGION       ((size_t)1 << REGION_LOG)
+#define REGION_PAGES 256U /* of a region */
+#define SPAN_OBJECTS 512U /* at most, of a small class */
+
+/* A run of pages. Fields belong to the heap up to `number`, then to who has the span. */
+struct percpu__span {
+	struct percpu__span *next, *previous; /* in the list of spans of its class with free objects, or of spare structs */
+	uint64_t page;                        /* its first, counted from the start of the heap */
+	uint64_t pages;
+	uint32_t number; /* in the table of spans */
+	uint16_t objects, free;
+	uint8_t class; /* 0: one large block */
+	bool listed;
+	bool zero; /* a large block that nobody has written to */
+	uint64_t size;                       /* of an object, or of the block as it was asked for */
+	uint64_t is_free[SPAN_OBJECTS / 64]; /* a bit for each object */
+};
+
+struct percpu__heap {
+	char *base;
+	size_t bytes;      /* of the range */
+	uint8_t *classes;  /* of each page */
+	uint32_t *numbers; /* of each page: its span's */
+};
+extern PERCPU_HIDDEN struct percpu__heap percpu__heap;
+
+/* What the heap holds, in bytes; under its lock, or roughly. */
+struct percpu__heap_stats {
+	uint64_t used, most_used; /* in spans */
+	uint64_t free;            /* in regions, and backed by memory as far as known */
+	uint64_t released;        /* given back to the kernel */
+	uint64_t metadata;
+};
+extern PERCPU_HIDDEN struct percpu__heap_stats percpu__heap_stats;
+
+/* Reserves the range and its tables; 0 or -errno. Once, under the caller's lock. */
+PERCPU_HIDDEN int percpu__heap_start(void);
+
+/*
+ * A run of @pages, its first a multiple of @align pages (a power of two). NULL: no memory. @class goes into the table; large
+ * blocks have 0.
+ */
+PERCPU_HIDDEN struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class);
+PERCPU_HIDDEN void percpu__span_free(struct percpu__span *span);
+/* A large block loses its last pages. */
+PERCPU_HIDDEN void percpu__span_cut(struct percpu__span *span, size_t pages);
+
+/* Under the lock: gives free pages back to the kernel, up to @most bytes, but not the last @keep ones. Returns how many bytes. */
+PERCPU_HIDDEN size_t percpu__heap_release(size_t most, size_t keep);
+
+PERCPU_HIDDEN void percpu__heap_lock(void);
+PERCPU_HIDDEN void percpu__heap_unlock(void);
+/* In a forked child. */
+PERCPU_HIDDEN void percpu__heap_relock(void);
+
+static inline bool percpu__heap_has(const void *p)
+{
+	return (size_t)((const char *)p - percpu__heap.base) < percpu__heap.bytes;
+}
+
+static inline size_t percpu__page_of(const void *p)
+{
+	return (size_t)((const char *)p - percpu__heap.base) >> PAGE_LOG;
+}
+
+static inline char *percpu__page_address(uint64_t page)
+{
+	return percpu__heap.base + (page << PAGE_LOG);
+}
+
+/* NULL: no span is there. */
+PERCPU_HIDDEN struct percpu__span *percpu__span_of(const void *p);
+
+#endif
