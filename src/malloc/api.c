@@ -117,11 +117,17 @@ static size_t room_of(void *p)
 
 /* What everybody calls. */
 
+/* Between those of the table and large blocks. */
+static __attribute__((noinline)) void *malloc_medium(size_t size)
+{
+	return PERCPU__UNLIKELY(size > SMALL_MOST) ? large(size, 1) : take(percpu__class_of(size));
+}
+
 API void *malloc(size_t size)
 {
-	if (PERCPU__UNLIKELY(size > SMALL_MOST))
-		return large(size, 1);
-	return take(class_for(size));
+	if (PERCPU__UNLIKELY(size > TABLE_MOST))
+		return malloc_medium(size);
+	return take(class_table[(size + QUANTUM - 1) / QUANTUM]);
 }
 
 API void free(void *p)
@@ -193,6 +199,10 @@ static void *aligned(size_t align, size_t size)
 API void *memalign(size_t align, size_t size)
 {
 	/* As the C library does: the next power of two. */
+	if (align > SIZE_MAX / 2 + 1) {
+		errno = EINVAL;
+		return NULL;
+	}
 	while (align & (align - 1))
 		align += align & -align;
 	return aligned(align, size);

@@ -121,6 +121,7 @@ static bool start(void)
 	if (!front)
 		return false;
 	__atomic_store_n(&percpu__malloc_ready.front, front, __ATOMIC_RELEASE);
+	percpu__malloc_ready.index_offset = percpu__index_offset;
 	pthread_atfork(before_fork, after_fork, in_child);
 	__atomic_store_n(&percpu__malloc_ready.limit, percpu__remainder, __ATOMIC_RELEASE);
 	return true;
@@ -248,6 +249,19 @@ void *percpu__take_slow(unsigned class)
 	return objects[0];
 }
 
+/* The section leaves if the same object is on top. */
+static void look_for_double(unsigned class, void *object)
+{
+	uintptr_t top = (uintptr_t)PERCPU__TRY_WORD(
+		(uintptr_t)percpu__try_take(&percpu__malloc_ready.front->magazines[class]));
+	void *other = (void *)top;
+
+	if (other == object)
+		percpu__malloc_die("an object is freed twice", object);
+	if (top > PERCPU__LEFT_WORD && put_many(class, &other, 1) != PERCPU__DONE)
+		percpu__central_give(class, &other, 1);
+}
+
 void percpu__put_slow(unsigned class, void *object)
 {
 	unsigned n = percpu__batch_of(class);
@@ -266,6 +280,7 @@ void percpu__put_slow(unsigned class, void *object)
 		if (rc == PERCPU__DIFFERS)
 			break;
 	}
+	look_for_double(class, object);
 	grow(front, class);
 	/* Those that were put last go: they are together with this one, which is where its double would be. */
 	if (PERCPU__TRY(percpu__try_take_many(&percpu__malloc_ready.front->magazines[class], objects, n)) == PERCPU__DONE) {

@@ -36,6 +36,7 @@ struct percpu__front {
 struct percpu__malloc_ready {
 	struct percpu__front *front; /* per-CPU */
 	uint32_t limit;              /* indexes that sections may use */
+	uint32_t index_offset;       /* of the index in a thread's area */
 } __attribute__((aligned(64)));
 extern PERCPU_HIDDEN struct percpu__malloc_ready percpu__malloc_ready;
 
@@ -46,7 +47,7 @@ extern PERCPU_HIDDEN struct percpu__malloc_ready percpu__malloc_ready;
 	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
 /* clang-format on */
 #define PERCPU__MAGAZINE_OPERANDS(magazine)                                                                            \
-	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"((uintptr_t)percpu__index_offset), [object] "r"(magazine),        \
+	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"((uintptr_t)percpu__malloc_ready.index_offset), [object] "r"(magazine),        \
 		[limit] PERCPU__LIMIT_OPERAND(percpu__malloc_ready.limit)
 
 /* The object on top; PERCPU__LEFT_WORD, or NULL if there is none. */

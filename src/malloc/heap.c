@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/sysinfo.h>
+#include <time.h>
 
 #include "base/lock.h"
 #include "base/sys.h"
@@ -25,6 +26,8 @@
 #define HEAP_USUAL     ((size_t)1 << 40)
 #define STEP_LOG       5U /* regions whose tables become writable together */
 #define SPAN_STEP      ((size_t)64 << 10)
+#define KEEP_LEAST     ((uint64_t)8 << 20)
+#define TRIM_MS        10
 /* Huge pages would make small programs large. */
 #define SMALL_REGIONS 8U
 
@@ -465,12 +468,31 @@ struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class
 	return span;
 }
 
+static uint64_t now_ms(void)
+{
+	struct timespec now = { 0, 0 };
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/*
+ * Gives back by and by what is more than a share of what is in use: each time at most a quarter of that, or one region, so
+ * that nobody waits long, and who takes it again soon finds most of it.
+ */
 static void trim(void)
 {
-	uint64_t keep = ((uint64_t)8 << 20) + percpu__heap_stats.used / 8;
+	static uint64_t last;
+	uint64_t keep = KEEP_LEAST + percpu__heap_stats.used / 8, excess, now;
 
-	if (percpu__heap_stats.free > keep + REGION)
-		percpu__heap_release(percpu__heap_stats.free - keep, keep);
+	if (percpu__heap_stats.free < keep + REGION)
+		return;
+	now = now_ms();
+	if (now - last < TRIM_MS)
+		return;
+	last = now;
+	excess = (percpu__heap_stats.free - keep) / 4;
+	percpu__heap_release(excess > REGION ? excess : REGION, keep);
 }
 
 void percpu__span_free(struct percpu__span *span)
