@@ -15,6 +15,7 @@
 static const char help_text[] = "Usage: percpu COMMAND [OPTION...]\n"
 				"\n"
 				"  info    what this machine and kernel give to per-CPU programs\n"
+				"  run     run a program on the per-CPU allocator\n"
 				"  stat    run a program and count what it does, per CPU\n"
 				"  bench   measure the operations beside their rivals\n"
 				"  help    this text\n"
@@ -100,6 +101,8 @@ int main(int argc, char **argv)
 		return percpu_info_main(argc - 1, argv + 1);
 	if (!strcmp(command, "stat"))
 		return percpu_stat_main(argc - 1, argv + 1);
+	if (!strcmp(command, "run"))
+		return percpu_run_main(argc - 1, argv + 1);
 	if (!strcmp(command, "bench"))
 		return percpu_bench_main(argc - 1, argv + 1);
 	if (!strcmp(command, "bench-malloc-child"))
@@ -113,6 +116,6 @@ int main(int argc, char **argv)
 		return cli_close_stdout();
 	}
 	if (!*command)
-		return cli_usage("", "which command? info, stat or bench");
+		return cli_usage("", "which command? info, run, stat or bench");
 	return cli_usage("", "unknown %s %s", *command == '-' ? "option" : "command", command);
 }

@@ -15,18 +15,18 @@
 #include "base/sys.h"
 #include "malloc/front.h"
 
-#define API      __attribute__((visibility("default")))
-#define OS_PAGE  ((size_t)4096)
+#define API     __attribute__((visibility("default")))
+#define OS_PAGE ((size_t)4096)
 /* Blocks from here on grow by moving pages instead of bytes. */
 #define REMAP_LEAST ((size_t)256 << 10)
 
 /* Classes of sizes up to TABLE_MOST, by 16 bytes; made by the compiler. */
-#define C1(n)  (uint8_t)((n) <= 8 ? (n) : 9 + (LOG((n) - 1) - 3) * 8 + ((((n) - 1) >> (LOG((n) - 1) - 3)) & 7))
+#define C1(n)  (uint8_t)((n) <= 8 ? (n) : 9 + (LOG((n)-1) - 3) * 8 + ((((n)-1) >> (LOG((n)-1) - 3)) & 7))
 #define LOG(n) ((n) < 16 ? 3 : (n) < 32 ? 4 : 5)
 #define C4(n)  C1(n), C1((n) + 1), C1((n) + 2), C1((n) + 3)
 #define C16(n) C4(n), C4((n) + 4), C4((n) + 8), C4((n) + 12)
-static const uint8_t class_table[TABLE_MOST / QUANTUM + 1] = { 1,	C1(1),	C1(2),	C1(3),	C4(4),	C4(8),	C4(12),
-							       C16(16), C16(32), C16(48), C1(64) };
+static const uint8_t class_table[TABLE_MOST / QUANTUM + 1] = { 1,      C1(1),   C1(2),   C1(3),   C4(4), C4(8),
+							       C4(12), C16(16), C16(32), C16(48), C1(64) };
 
 static void *fail(void)
 {
@@ -249,8 +249,9 @@ API size_t malloc_usable_size(void *p)
 static PERCPU__COLD bool move_pages(struct percpu__span *to, struct percpu__span *from)
 {
 	size_t bytes = from->pages << PAGE_LOG;
-	long rc = percpu__sys6(SYS_mremap, (long)percpu__page_address(from->page), (long)bytes, (long)bytes,
-			       MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, (long)percpu__page_address(to->page), 0);
+	long rc =
+		percpu__sys6(SYS_mremap, (long)percpu__page_address(from->page), (long)bytes, (long)bytes,
+			     MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, (long)percpu__page_address(to->page), 0);
 
 	return rc == (long)percpu__page_address(to->page);
 }
@@ -386,7 +387,8 @@ API int malloc_info(int options, FILE *out)
 				i > 1 ? percpu__class_size(i - 1) + 1 : (size_t)0, percpu__class_size(i),
 				(size_t)stats.objects * percpu__class_size(i), (size_t)stats.objects);
 	}
-	fprintf(out, "<system type=\"current\" size=\"%zu\"/>\n<total type=\"rest\" size=\"%zu\"/>\n</heap>\n</malloc>\n",
+	fprintf(out,
+		"<system type=\"current\" size=\"%zu\"/>\n<total type=\"rest\" size=\"%zu\"/>\n</heap>\n</malloc>\n",
 		info.arena, info.fordblks);
 	return 0;
 }

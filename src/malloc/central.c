@@ -109,9 +109,9 @@ static struct percpu__span *new_span(struct central *c, unsigned class)
 	span->size = c->size;
 	span->objects = span->free = c->objects;
 	for (unsigned i = 0; i < SPAN_OBJECTS / 64; i++)
-		span->is_free[i] = span->objects >= (i + 1) * 64 ? ~UINT64_C(0) :
-				   span->objects > i * 64	 ? (UINT64_C(1) << span->objects % 64) - 1 :
-								   0;
+		span->is_free[i] = span->objects >= (i + 1) * 64 ? ~UINT64_C(0)
+				   : span->objects > i * 64      ? (UINT64_C(1) << span->objects % 64) - 1
+								 : 0;
 	c->stats.spans++;
 	c->stats.objects += span->objects;
 	c->stats.free += span->objects;

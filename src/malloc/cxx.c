@@ -37,7 +37,7 @@ static PERCPU__COLD void *again(size_t align, size_t size, int throws)
 	}
 }
 
-static inline void *new(size_t align, size_t size, int throws)
+static inline void *new (size_t align, size_t size, int throws)
 {
 	void *p = align ? memalign(align, size) : malloc(size);
 

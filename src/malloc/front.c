@@ -15,13 +15,12 @@
 #include "malloc/front.h"
 #include "rseq/thread.h"
 
-/* Bytes of objects that the magazines of one index may hold. */
-#define ROOM_MOST  ((uint64_t)3 << 20)
 #define SLOTS_MOST 512U
 /* Of one class; but always room for two batches. */
 #define CLASS_MOST ((size_t)256 << 10)
 
 struct percpu__malloc_ready percpu__malloc_ready;
+uint64_t percpu__front_room = (uint64_t)3 << 20;
 
 static uint32_t start_word, drain_word;
 
@@ -173,9 +172,9 @@ static void grow(struct percpu__front *front, unsigned class)
 
 	if (least == UINT64_MAX || most + batch * 8 > least + m->size)
 		return;
-	if (load(&front->room) + bytes > ROOM_MOST)
+	if (load(&front->room) + bytes > percpu__front_room)
 		shrink_another(front, class, bytes);
-	if (load(&front->room) + bytes <= ROOM_MOST &&
+	if (load(&front->room) + bytes <= percpu__front_room &&
 	    __atomic_compare_exchange_n(&m->most, &most, most + batch * 8, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		__atomic_fetch_add(&front->room, bytes, __ATOMIC_RELAXED);
 }
@@ -252,8 +251,8 @@ void *percpu__take_slow(unsigned class)
 /* The section leaves if the same object is on top. */
 static void look_for_double(unsigned class, void *object)
 {
-	uintptr_t top = (uintptr_t)PERCPU__TRY_WORD(
-		(uintptr_t)percpu__try_take(&percpu__malloc_ready.front->magazines[class]));
+	uintptr_t top =
+		(uintptr_t)PERCPU__TRY_WORD((uintptr_t)percpu__try_take(&percpu__malloc_ready.front->magazines[class]));
 	void *other = (void *)top;
 
 	if (other == object)
@@ -283,7 +282,8 @@ void percpu__put_slow(unsigned class, void *object)
 	look_for_double(class, object);
 	grow(front, class);
 	/* Those that were put last go: they are together with this one, which is where its double would be. */
-	if (PERCPU__TRY(percpu__try_take_many(&percpu__malloc_ready.front->magazines[class], objects, n)) == PERCPU__DONE) {
+	if (PERCPU__TRY(percpu__try_take_many(&percpu__malloc_ready.front->magazines[class], objects, n)) ==
+	    PERCPU__DONE) {
 		for (unsigned i = 0; i < n; i++)
 			if (objects[i] == object)
 				percpu__malloc_die("an object is freed twice", object);

@@ -25,7 +25,7 @@ struct percpu__magazine {
 
 struct percpu__front {
 	struct percpu__magazine magazines[CLASSES + 1]; /* the first is nobody's */
-	uint64_t room;  /* bytes of objects that all `most` allow */
+	uint64_t room;                                  /* bytes of objects that all `most` allow */
 	uint64_t turns; /* slow paths that were taken here; for who looks for copies that nobody uses */
 	uint64_t seen;
 	uint32_t hand; /* of who looks for a magazine to make smaller */
@@ -40,6 +40,9 @@ struct percpu__malloc_ready {
 } __attribute__((aligned(64)));
 extern PERCPU_HIDDEN struct percpu__malloc_ready percpu__malloc_ready;
 
+/* Bytes of objects that the magazines of one index may hold. */
+extern PERCPU_HIDDEN uint64_t percpu__front_room;
+
 #ifndef PERCPU_NO_SECTIONS
 /* clang-format off */
 #define PERCPU__ENTER_MAGAZINE                                                                                         \
@@ -47,19 +50,18 @@ extern PERCPU_HIDDEN struct percpu__malloc_ready percpu__malloc_ready;
 	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
 /* clang-format on */
 #define PERCPU__MAGAZINE_OPERANDS(magazine)                                                                            \
-	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"((uintptr_t)percpu__malloc_ready.index_offset), [object] "r"(magazine),        \
-		[limit] PERCPU__LIMIT_OPERAND(percpu__malloc_ready.limit)
+	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"((uintptr_t)percpu__malloc_ready.index_offset),                   \
+		[object] "r"(magazine), [limit] PERCPU__LIMIT_OPERAND(percpu__malloc_ready.limit)
 
 /* The object on top; PERCPU__LEFT_WORD, or NULL if there is none. */
 PERCPU__INLINE void *percpu__try_take(struct percpu__magazine *magazine)
 {
 	uintptr_t out;
 
-	__asm__ __volatile__(PERCPU__ENTER_MAGAZINE PERCPU__A_TOP_TAKE("out", "11f")
-				     PERCPU__A_STORE_T "2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM
-						       "4:\n\t" PERCPU__A_SET("out", "1") PERCPU__A_JUMP("2b") "11:\n\t" PERCPU__A_SET(
-							       "out", "0") PERCPU__A_JUMP("2b")
-							       PERCPU__A_COLD_END PERCPU__EXIT("11b")
+	__asm__ __volatile__(PERCPU__ENTER_MAGAZINE PERCPU__A_TOP_TAKE("out", "11f") PERCPU__A_STORE_T
+			     "2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_SET("out", "1")
+				     PERCPU__A_JUMP("2b") "11:\n\t" PERCPU__A_SET("out", "0") PERCPU__A_JUMP("2b")
+					     PERCPU__A_COLD_END PERCPU__EXIT("11b")
 			     : [out] "=&r"(out)
 			     : PERCPU__MAGAZINE_OPERANDS(magazine)
 			     : "memory", PERCPU__SCRATCH);

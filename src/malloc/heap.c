@@ -20,14 +20,14 @@
 #include "base/sys.h"
 #include "malloc/heap.h"
 
-#define WORDS          (REGION_PAGES / 64)
-#define NONE           UINT32_MAX
-#define HEAP_LEAST     ((size_t)64 << 20)
-#define HEAP_USUAL     ((size_t)1 << 40)
-#define STEP_LOG       5U /* regions whose tables become writable together */
-#define SPAN_STEP      ((size_t)64 << 10)
-#define KEEP_LEAST     ((uint64_t)8 << 20)
-#define TRIM_MS        10
+#define WORDS      (REGION_PAGES / 64)
+#define NONE       UINT32_MAX
+#define HEAP_LEAST ((size_t)64 << 20)
+#define HEAP_USUAL ((size_t)1 << 40)
+#define STEP_LOG   5U /* regions whose tables become writable together */
+#define SPAN_STEP  ((size_t)64 << 10)
+#define KEEP_LEAST ((uint64_t)8 << 20)
+#define TRIM_MS    10
 /* Huge pages would make small programs large. */
 #define SMALL_REGIONS 8U
 
@@ -44,7 +44,7 @@ struct percpu__heap_stats percpu__heap_stats;
 
 static uint32_t heap_word;
 static struct region *regions;
-static uint32_t top, most; /* regions in use so far, and in the range */
+static uint32_t top, most;                    /* regions in use so far, and in the range */
 static uint32_t by_longest[REGION_PAGES + 1]; /* heads of lists */
 static uint64_t listed[REGION_PAGES / 64 + 1];
 static uint32_t free_runs = NONE;
@@ -133,7 +133,8 @@ static uint64_t mask_of(unsigned from, unsigned to)
 #define EACH_WORD(from, to, word, mask)                                                                                \
 	for (unsigned word = (from) / 64, at_ = (from) % 64, left_ = (to) - (from), now_; left_;                       \
 	     left_ -= now_, word++, at_ = 0)                                                                           \
-		for (uint64_t mask = (now_ = 64 - at_ < left_ ? 64 - at_ : left_, mask_of(at_, at_ + now_)), once_ = 1; \
+		for (uint64_t mask = (now_ = 64 - at_ < left_ ? 64 - at_ : left_, mask_of(at_, at_ + now_)),           \
+			      once_ = 1;                                                                               \
 		     once_; once_ = 0)
 
 static void set_bits(uint64_t *bits, unsigned from, unsigned to)
@@ -278,7 +279,8 @@ static bool extend(uint32_t count)
 		if (top == most)
 			return false;
 		if (top % (1U << STEP_LOG) == 0) {
-			size_t step = most - top < 1U << STEP_LOG ? most - top : 1U << STEP_LOG, page = (size_t)top * REGION_PAGES;
+			size_t step = most - top < 1U << STEP_LOG ? most - top : 1U << STEP_LOG,
+			       page = (size_t)top * REGION_PAGES;
 			size_t pages = step * REGION_PAGES, at = (size_t)top * sizeof(*regions) & ~(size_t)4095;
 
 			if (!make_writable(percpu__heap.classes + page, pages) ||
@@ -331,9 +333,9 @@ static void mark_used(uint64_t page, uint64_t pages, bool *zero)
 
 		*zero &= !backed;
 		percpu__heap_stats.free -= (uint64_t)backed << PAGE_LOG;
-		percpu__heap_stats.released -= percpu__heap_stats.released < (uint64_t)(to - from - backed) << PAGE_LOG ?
-						       percpu__heap_stats.released :
-						       (uint64_t)(to - from - backed) << PAGE_LOG;
+		percpu__heap_stats.released -= percpu__heap_stats.released < (uint64_t)(to - from - backed) << PAGE_LOG
+						       ? percpu__heap_stats.released
+						       : (uint64_t)(to - from - backed) << PAGE_LOG;
 		set_bits(regions[i].used, from, to);
 		set_bits(regions[i].backed, from, to);
 		regions[i].count = (uint16_t)(regions[i].count + to - from);
@@ -459,7 +461,7 @@ struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class
 		mark_free(page + skip + pages, extra - skip);
 	span->page = page + skip;
 	span->pages = pages;
-	span->class = (uint8_t)class;
+	span->class = (uint8_t) class;
 	span->zero = zero;
 	span->listed = false;
 	/* The pages of a large block but its first are nobody's to free. */

@@ -25,14 +25,15 @@
 
 /* A run of pages. Fields belong to the heap up to `number`, then to who has the span. */
 struct percpu__span {
-	struct percpu__span *next, *previous; /* in the list of spans of its class with free objects, or of spare structs */
-	uint64_t page;                        /* its first, counted from the start of the heap */
+	struct percpu__span *next,
+		*previous; /* in the list of spans of its class with free objects, or of spare structs */
+	uint64_t page;     /* its first, counted from the start of the heap */
 	uint64_t pages;
 	uint32_t number; /* in the table of spans */
 	uint16_t objects, free;
 	uint8_t class; /* 0: one large block */
 	bool listed;
-	bool zero; /* a large block that nobody has written to */
+	bool zero;                           /* a large block that nobody has written to */
 	uint64_t size;                       /* of an object, or of the block as it was asked for */
 	uint64_t is_free[SPAN_OBJECTS / 64]; /* a bit for each object */
 };

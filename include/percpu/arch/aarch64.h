@@ -196,13 +196,14 @@
 #define PERCPU__A_TOP_TAKE(out, l)                                                                                     \
 	"ldp x15, x13, [x14]\n\tcmp x15, x13\n\tb.ls " l "\n\tsub x15, x15, #8\n\tldr %[" out "], [x14, x15]\n\t"
 #define PERCPU__A_TOP_PUT(val, l)                                                                                      \
-	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tcmp x15, x13\n\tb.hs " l "\n\tsub x13, x15, #8\n\t"                   \
-	"ldr x13, [x14, x13]\n\tcmp x13, %[" val "]\n\tb.eq " l "\n\tstr %[" val "], [x14, x15]\n\tadd x15, x15, #8\n\t"
+	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tcmp x15, x13\n\tb.hs " l "\n\tsub x13, x15, #8\n\t"                  \
+	"ldr x13, [x14, x13]\n\tcmp x13, %[" val "]\n\tb.eq " l "\n\tstr %[" val                                       \
+	"], [x14, x15]\n\tadd x15, x15, #8\n\t"
 #define PERCPU__A_TOP_TAKE_MANY(dst, n, bytes, l)                                                                      \
-	"ldp x15, x13, [x14]\n\tsubs x15, x15, %[" bytes "]\n\tb.lo " l "\n\tcmp x15, x13\n\tb.lo " l                                  \
+	"ldp x15, x13, [x14]\n\tsubs x15, x15, %[" bytes "]\n\tb.lo " l "\n\tcmp x15, x13\n\tb.lo " l                  \
 	"\n\tadd x10, x14, x15\n\tmov x9, %[" dst "]\n\t" PERCPU__A_WORDS(n)
 #define PERCPU__A_TOP_PUT_MANY(src, n, bytes, l)                                                                       \
-	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tadd x9, x14, x15\n\tadd x15, x15, %[" bytes "]\n\tcmp x15, x13\n\t"    \
+	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tadd x9, x14, x15\n\tadd x15, x15, %[" bytes "]\n\tcmp x15, x13\n\t"  \
 	"b.hi " l "\n\tmov x10, %[" src "]\n\t" PERCPU__A_WORDS(n)
 
 /* Commits: one instruction that stores, and nothing after it. */

@@ -196,16 +196,17 @@
  * the most that it may be. Leave if there is nothing to take, or no room; also if the object is the one that was put last.
  */
 #define PERCPU__A_TOP_TAKE(out, l)                                                                                     \
-	"movq (%%rax), %%rcx\n\tcmpq 8(%%rax), %%rcx\n\tjbe " l "\n\tmovq -8(%%rax,%%rcx), %[" out "]\n\tsubq $8, %%rcx\n\t"
+	"movq (%%rax), %%rcx\n\tcmpq 8(%%rax), %%rcx\n\tjbe " l "\n\tmovq -8(%%rax,%%rcx), %[" out                     \
+	"]\n\tsubq $8, %%rcx\n\t"
 #define PERCPU__A_TOP_PUT(val, l)                                                                                      \
-	"movq (%%rax), %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tjae " l "\n\tcmpq %[" val "], -8(%%rax,%%rcx)\n\tje " l            \
+	"movq (%%rax), %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tjae " l "\n\tcmpq %[" val "], -8(%%rax,%%rcx)\n\tje " l       \
 	"\n\tmovq %[" val "], (%%rax,%%rcx)\n\taddq $8, %%rcx\n\t"
 #define PERCPU__A_TOP_TAKE_MANY(dst, n, bytes, l)                                                                      \
-	"movq (%%rax), %%rcx\n\tsubq %[" bytes "], %%rcx\n\tjb " l "\n\tcmpq 8(%%rax), %%rcx\n\tjb " l                                \
+	"movq (%%rax), %%rcx\n\tsubq %[" bytes "], %%rcx\n\tjb " l "\n\tcmpq 8(%%rax), %%rcx\n\tjb " l                 \
 	"\n\tleaq (%%rax,%%rcx), %%r8\n\tmovq %[" dst "], %%rdx\n\t" PERCPU__A_WORDS(n)
 #define PERCPU__A_TOP_PUT_MANY(src, n, bytes, l)                                                                       \
-	"movq (%%rax), %%rcx\n\tleaq (%%rax,%%rcx), %%rdx\n\taddq %[" bytes "], %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tja " l   \
-	"\n\tmovq %[" src "], %%r8\n\t" PERCPU__A_WORDS(n)
+	"movq (%%rax), %%rcx\n\tleaq (%%rax,%%rcx), %%rdx\n\taddq %[" bytes                                            \
+	"], %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tja " l "\n\tmovq %[" src "], %%r8\n\t" PERCPU__A_WORDS(n)
 
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
 #define PERCPU__A_ADD(val)           "addq %[" val "], (%%rax)\n"
