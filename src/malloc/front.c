@@ -4,7 +4,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <sys/mman.h>
+#include <time.h>
 
 #include <percpu/area.h>
 #include <percpu/ops.h>
@@ -16,6 +16,9 @@
 #include "rseq/thread.h"
 
 #define SLOTS_MOST 512U
+/* An index whose threads have not been in a slow path for so long loses what its magazines hold. */
+#define IDLE_MS    2000
+#define IDLE_TURNS 256
 /* Of one class; but always room for two batches. */
 #define CLASS_MOST ((size_t)256 << 10)
 
@@ -211,6 +214,23 @@ static int put_many(unsigned class, void *const *objects, unsigned n)
 	return rc;
 }
 
+/* Now and then, by whoever comes by. */
+static void look_for_idle(const struct percpu__front *front)
+{
+	static uint64_t last;
+	struct timespec now = { 0, 0 };
+	uint64_t ms, was;
+
+	if (load(&front->turns) % IDLE_TURNS)
+		return;
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	was = load(&last);
+	if (ms - was >= IDLE_MS &&
+	    __atomic_compare_exchange_n(&last, &was, ms, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED) && was)
+		percpu__front_drain(false);
+}
+
 void *percpu__take_slow(unsigned class)
 {
 	void *objects[BATCH_MOST];
@@ -232,6 +252,7 @@ void *percpu__take_slow(unsigned class)
 		if (!word)
 			break;
 	}
+	look_for_idle(front);
 	grow(front, class);
 	n = percpu__central_take(class, objects, percpu__batch_of(class));
 	if (!n)
