@@ -58,7 +58,9 @@ static struct allocator {
 	char preload[4096];
 	char skipped[256];
 } allocators[ALLOCATORS] = {
-	{ .object = "libpercpu-malloc.so", .in_tree = "../malloc/libpercpu-malloc.so", .installed = "libpercpu-malloc.so" },
+	{ .object = "libpercpu-malloc.so",
+	  .in_tree = "../malloc/libpercpu-malloc.so",
+	  .installed = "libpercpu-malloc.so" },
 	{ .object = NULL },
 	{ .object = "libjemalloc.so.2" },
 	{ .object = "libmimalloc.so.2" },
