@@ -15,7 +15,9 @@
 static const char help_text[] = "Usage: percpu COMMAND [OPTION...]\n"
 				"\n"
 				"  info    what this machine and kernel give to per-CPU programs\n"
+#ifdef HAVE_MALLOC
 				"  run     run a program on the per-CPU allocator\n"
+#endif
 				"  stat    run a program and count what it does, per CPU\n"
 				"  bench   measure the operations beside their rivals\n"
 				"  help    this text\n"
@@ -101,8 +103,10 @@ int main(int argc, char **argv)
 		return percpu_info_main(argc - 1, argv + 1);
 	if (!strcmp(command, "stat"))
 		return percpu_stat_main(argc - 1, argv + 1);
+#ifdef HAVE_MALLOC
 	if (!strcmp(command, "run"))
 		return percpu_run_main(argc - 1, argv + 1);
+#endif
 	if (!strcmp(command, "bench"))
 		return percpu_bench_main(argc - 1, argv + 1);
 	if (!strcmp(command, "bench-malloc-child"))
@@ -116,6 +120,6 @@ int main(int argc, char **argv)
 		return cli_close_stdout();
 	}
 	if (!*command)
-		return cli_usage("", "which command? info, run, stat or bench");
+		return cli_usage("", "which command? info, stat or bench");
 	return cli_usage("", "unknown %s %s", *command == '-' ? "option" : "command", command);
 }
