@@ -136,9 +136,11 @@ static void test_zero_size(void **state)
 		for (size_t j = 0; j < i; j++)
 			assert_ptr_not_equal(objects[i], objects[j]);
 	}
-	assert_aligned(objects[6], 64);
-	assert_aligned(objects[7], 32);
-	assert_aligned(objects[8], 128);
+	if (subject_is_strict()) {
+		assert_aligned(objects[6], 64);
+		assert_aligned(objects[7], 32);
+		assert_aligned(objects[8], 128);
+	}
 	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
 		free(objects[i]);
 }
@@ -169,7 +171,8 @@ static void test_too_much(void **state)
 		refused(aligned_alloc(64, sizes[i]));
 		refused(memalign(4096, sizes[i]));
 		refused(valloc(sizes[i]));
-		refused(pvalloc(sizes[i]));
+		if (subject_has("pvalloc"))
+			refused(pvalloc(sizes[i]));
 		errno = ERRNO_MARK;
 		assert_int_equal(posix_memalign(&out, 64, sizes[i]), ENOMEM);
 		assert_ptr_equal(out, &sizes);
@@ -382,7 +385,8 @@ static void test_alignment(void **state)
 			for (size_t j = 0; j < SUBJECT_COUNT(objects); j++) {
 				if (j == 4 && alignment < sizeof(void *))
 					continue;
-				assert_aligned(objects[j], alignment);
+				if (size || subject_is_strict())
+					assert_aligned(objects[j], alignment);
 				check_object(objects[j], size, alignment + j);
 			}
 			for (size_t j = 0; j < SUBJECT_COUNT(objects); j++) {
@@ -396,7 +400,7 @@ static void test_alignment(void **state)
 		}
 	}
 	/* What no power of two is, is rounded up. */
-	for (size_t alignment = 17; alignment < 10000; alignment += 331) {
+	for (size_t alignment = 17; alignment < 10000 && subject_is_strict(); alignment += 331) {
 		void *object = memalign(alignment, 100);
 
 		assert_non_null(object);
@@ -438,6 +442,8 @@ static void test_pages(void **state)
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	(void)state;
+	need("valloc");
+	need("pvalloc");
 	for (size_t size = 0; size < 5 * page; size += page / 4 + 1) {
 		void *plain = valloc(size), *rounded = pvalloc(size);
 
@@ -523,8 +529,6 @@ static void test_mallinfo(void **state)
 	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
 		free(objects[i]);
 	assert_true(in_use() < before + 4 * MIB);
-	if (subject_is_ours())
-		assert_true(subject_has("mallinfo"));
 }
 
 static void test_malloc_info(void **state)
@@ -635,7 +639,7 @@ static void test_reuse(void **state)
 	(void)state;
 	assert_true(child >= 0);
 	if (child == 0) {
-		struct rlimit limit = { 3000 * MIB, 3000 * MIB };
+		struct rlimit limit = { subject_address_space() + 3000 * MIB, RLIM_INFINITY };
 		static void *objects[4 * KIB];
 
 		alarm(100);

@@ -11,6 +11,7 @@
 #define PERCPU_TESTS_MALLOC_SUBJECT_H
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -79,6 +80,18 @@ static inline void subject_begin(void)
 		return;
 	fprintf(stderr, "malloc is that of %s, not of %s: was it preloaded?\n", subject_file("malloc"), name);
 	exit(SUBJECT_MISSING);
+}
+
+/* What counts against RLIMIT_AS; 0 if the kernel does not tell. */
+static inline size_t subject_address_space(void)
+{
+	char text[200] = "";
+	int fd = open("/proc/self/statm", O_RDONLY);
+	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+
+	if (fd >= 0)
+		close(fd);
+	return length <= 0 ? 0 : strtoul(text, NULL, 10) * (size_t)sysconf(_SC_PAGESIZE);
 }
 
 /* The same numbers in every run. */
