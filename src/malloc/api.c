@@ -138,6 +138,8 @@ API void free(void *p)
 		free_large(p);
 		return;
 	}
+	if (PERCPU__UNLIKELY((uintptr_t)p % QUANTUM))
+		percpu__malloc_die("a pointer into an object is freed", p);
 	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_put(magazine(class), p)) != PERCPU__DONE))
 		percpu__put_slow(class, p);
 }

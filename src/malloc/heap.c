@@ -454,7 +454,8 @@ struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class
 		percpu__heap_unlock();
 		return NULL;
 	}
-	skip = -page & extra;
+	/* Of addresses: the range begins at a multiple of a region only. */
+	skip = -(page + ((uintptr_t)percpu__heap.base >> PAGE_LOG)) & extra;
 	if (skip)
 		mark_free(page, skip);
 	if (extra - skip)

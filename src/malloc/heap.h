@@ -59,7 +59,7 @@ extern PERCPU_HIDDEN struct percpu__heap_stats percpu__heap_stats;
 PERCPU_HIDDEN int percpu__heap_start(void);
 
 /*
- * A run of @pages, its first a multiple of @align pages (a power of two). NULL: no memory. @class goes into the table; large
+ * A run of @pages, its address a multiple of @align pages (a power of two). NULL: no memory. @class goes into the table; large
  * blocks have 0.
  */
 PERCPU_HIDDEN struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class);
