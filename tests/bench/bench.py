@@ -278,8 +278,9 @@ def malloc():
 def malloc_broken():
     """An allocator that fails fails its own cells, in one line each; all others have their results."""
     os.makedirs("tree/cli")
+    os.makedirs("tree/malloc")
     shutil.copy(PERCPU, "tree/cli/percpu")
-    shutil.copy(BROKEN, "tree/libpercpu-malloc.so")
+    shutil.copy(BROKEN, "tree/malloc/libpercpu-malloc.so")
     short = [*SHORT, "--threads", "1", "malloc_random", "--json", "broken.json"]
     for how, words in ("abort", ["killed by signal 6", "this heap is broken"]), ("kill", ["killed by signal 9"]), \
                       ("null", ["no memory"]):
@@ -291,7 +292,7 @@ def malloc_broken():
         check(all(word in row["percpu"].get("failed", "") for word in words), f"{how}: {row['percpu']}")
         check("best_ns" in row["glibc"], f"{how}: glibc is measured all the same")
     # Something that the loader cannot take.
-    with open("tree/libpercpu-malloc.so", "w") as file:
+    with open("tree/malloc/libpercpu-malloc.so", "w") as file:
         file.write("no object\n")
     run = bench(*short, percpu=os.path.abspath("tree/cli/percpu"))
     check(run.returncode == 0 and run.stderr == "", f"no object: {run.returncode} {run.stderr}")
