@@ -15,7 +15,7 @@
  * section that is not armed when its first instruction runs; an attempt that was aborted and says otherwise.
  * Never reached is: an instruction inside a section, as the disassembler sees it, that no run stood at.
  *
- * DISASSEMBLY is the output of `objdump -d` for this program, where that cannot be run; unused where all instructions
+ * DISASSEMBLY is the output of `objdump -dw` for this program, where that cannot be run; unused where all instructions
  * have one width.
  */
 #include <signal.h>
