@@ -19,8 +19,7 @@
 
 struct percpu__magazine {
 	uint64_t next, least, most; /* in bytes from here */
-	uint32_t size;              /* that it may grow to, in bytes of slots */
-	uint32_t misses;            /* for who adapts it */
+	uint64_t size;              /* that it may grow to, in bytes of slots */
 };
 
 struct percpu__front {
@@ -117,7 +116,7 @@ left:
 }
 #endif
 
-/* The cold halves. @rc: how the section ended. */
+/* The cold halves. */
 PERCPU_HIDDEN void *percpu__take_slow(unsigned class) PERCPU__COLD;
 PERCPU_HIDDEN void percpu__put_slow(unsigned class, void *object) PERCPU__COLD;
 

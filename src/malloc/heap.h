@@ -51,7 +51,6 @@ struct percpu__heap_stats {
 	uint64_t used, most_used; /* in spans */
 	uint64_t free;            /* in regions, and backed by memory as far as known */
 	uint64_t released;        /* given back to the kernel */
-	uint64_t metadata;
 };
 extern PERCPU_HIDDEN struct percpu__heap_stats percpu__heap_stats;
 
