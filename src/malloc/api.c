@@ -7,18 +7,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <percpu/ops.h>
 
 #include "base/sys.h"
 #include "malloc/front.h"
+#include "malloc/large.h"
 
 #define API     __attribute__((visibility("default")))
 #define OS_PAGE ((size_t)4096)
-/* Blocks from here on grow by moving pages instead of bytes. */
-#define REMAP_LEAST ((size_t)256 << 10)
 
 /* Classes of sizes up to TABLE_MOST, by 16 bytes; made by the compiler. */
 #define C1(n)  (uint8_t)((n) <= 8 ? (n) : 9 + (LOG((n)-1) - 3) * 8 + ((((n)-1) >> (LOG((n)-1) - 3)) & 7))
@@ -56,52 +54,6 @@ static inline void *take(unsigned class)
 	return object;
 }
 
-/* Large blocks: spans of their own. */
-
-static PERCPU__COLD struct percpu__span *new_large(size_t size, size_t align)
-{
-	size_t pages = (size + PAGE - 1) >> PAGE_LOG;
-	struct percpu__span *span;
-
-	if (size > PTRDIFF_MAX || !percpu__malloc_start())
-		return NULL;
-	span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0);
-	if (!span && percpu__malloc_ready.limit) {
-		/* Before giving up. */
-		percpu__front_drain(true);
-		percpu__central_trim();
-		span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0);
-	}
-	if (span)
-		span->size = size;
-	return span;
-}
-
-static PERCPU__COLD void *large(size_t size, size_t align)
-{
-	struct percpu__span *span = new_large(size, align);
-
-	return span ? percpu__page_address(span->page) : fail();
-}
-
-static PERCPU__COLD struct percpu__span *large_at(void *p, const char *what)
-{
-	struct percpu__span *span = percpu__span_of(p);
-
-	if (!span || span->class || percpu__page_address(span->page) != p)
-		percpu__malloc_die(what, p);
-	return span;
-}
-
-static PERCPU__COLD void free_large(void *p)
-{
-	int error = errno;
-
-	if (p)
-		percpu__span_free(large_at(p, "not a block of the heap is freed"));
-	errno = error;
-}
-
 /* The class of an object; 0 for a large block and for what is neither. */
 static inline unsigned class_at(const void *p)
 {
@@ -112,7 +64,7 @@ static size_t room_of(void *p)
 {
 	unsigned class = class_at(p);
 
-	return class ? percpu__class_size(class) : large_at(p, "not a block of the heap is used")->pages << PAGE_LOG;
+	return class ? percpu__class_size(class) : percpu__room_other(p);
 }
 
 /* What everybody calls. */
@@ -120,7 +72,7 @@ static size_t room_of(void *p)
 /* Between those of the table and large blocks. */
 static __attribute__((noinline)) void *malloc_medium(size_t size)
 {
-	return PERCPU__UNLIKELY(size > SMALL_MOST) ? large(size, 1) : take(percpu__class_of(size));
+	return PERCPU__UNLIKELY(size > SMALL_MOST) ? percpu__large_new(size, 1, false) : take(percpu__class_of(size));
 }
 
 API void *malloc(size_t size)
@@ -135,7 +87,7 @@ API void free(void *p)
 	unsigned class = class_at(p);
 
 	if (PERCPU__UNLIKELY(!class)) {
-		free_large(p);
+		percpu__free_other(p);
 		return;
 	}
 	if (PERCPU__UNLIKELY((uintptr_t)p % QUANTUM))
@@ -163,7 +115,6 @@ API void cfree(void *p)
 
 API void *calloc(size_t n, size_t size)
 {
-	struct percpu__span *span;
 	size_t bytes;
 	void *p;
 
@@ -173,13 +124,7 @@ API void *calloc(size_t n, size_t size)
 		p = take(class_for(bytes));
 		return p ? memset(p, 0, bytes) : NULL;
 	}
-	span = new_large(bytes, 1);
-	if (!span)
-		return fail();
-	p = percpu__page_address(span->page);
-	if (!span->zero)
-		memset(p, 0, bytes);
-	return p;
+	return percpu__large_new(bytes, 1, true);
 }
 
 /* @align: a power of two. */
@@ -195,7 +140,7 @@ static void *aligned(size_t align, size_t size)
 	}
 	if (size > PTRDIFF_MAX - align)
 		return fail();
-	return large(size, align);
+	return percpu__large_new(size, align, false);
 }
 
 API void *memalign(size_t align, size_t size)
@@ -244,52 +189,7 @@ API void *pvalloc(size_t size)
 
 API size_t malloc_usable_size(void *p)
 {
-	return p ? room_of(p) : 0;
-}
-
-/* Moves the pages of one large block to another, which is larger. The old addresses stay reserved, and are fresh. */
-static PERCPU__COLD bool move_pages(struct percpu__span *to, struct percpu__span *from)
-{
-	size_t bytes = from->pages << PAGE_LOG;
-	long rc =
-		percpu__sys6(SYS_mremap, (long)percpu__page_address(from->page), (long)bytes, (long)bytes,
-			     MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, (long)percpu__page_address(to->page), 0);
-
-	return rc == (long)percpu__page_address(to->page);
-}
-
-static PERCPU__COLD void *realloc_large(void *p, size_t size)
-{
-	struct percpu__span *span = large_at(p, "not a block of the heap is reallocated"), *larger;
-	size_t room = span->pages << PAGE_LOG, pages = (size + PAGE - 1) >> PAGE_LOG;
-	void *q;
-
-	if (size <= room && size > SMALL_MOST) {
-		if (pages < span->pages)
-			percpu__span_cut(span, pages);
-		span->size = size;
-		return p;
-	}
-	if (size <= SMALL_MOST) {
-		q = malloc(size);
-		if (q) {
-			memcpy(q, p, size < room ? size : room);
-			percpu__span_free(span);
-		}
-		return q;
-	}
-	/* Somewhat more than asked for: who grows once grows again. */
-	larger = size + size / 8 > size ? new_large(size + size / 8, 1) : NULL;
-	if (!larger)
-		larger = new_large(size, 1);
-	if (!larger)
-		return fail();
-	larger->size = size;
-	q = percpu__page_address(larger->page);
-	if (room < REMAP_LEAST || !move_pages(larger, span))
-		memcpy(q, p, room < size ? room : size);
-	percpu__span_free(span);
-	return q;
+	return room_of(p);
 }
 
 API void *realloc(void *p, size_t size)
@@ -306,7 +206,7 @@ API void *realloc(void *p, size_t size)
 	}
 	class = class_at(p);
 	if (!class)
-		return realloc_large(p, size);
+		return percpu__realloc_other(p, size);
 	room = percpu__class_size(class);
 	if (size <= room && size >= room / 2)
 		return p;

@@ -102,7 +102,7 @@ static void unlist_span(struct central *c, struct percpu__span *span)
 
 static struct percpu__span *new_span(struct central *c, unsigned class)
 {
-	struct percpu__span *span = percpu__span_new(c->pages, 1, class);
+	struct percpu__span *span = percpu__span_new(c->pages, 1, class, 0);
 
 	if (!span)
 		return NULL;

@@ -435,12 +435,13 @@ static void name_pages(const struct percpu__span *span, uint64_t page, uint64_t 
 	}
 }
 
-struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class)
+struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class, unsigned node)
 {
 	uint64_t extra = align > 1 ? align - 1 : 0, page, skip;
 	struct percpu__span *span;
 	bool zero;
 
+	(void)node;
 	if (pages > SIZE_MAX / 2 >> PAGE_LOG || extra > SIZE_MAX / 2 >> PAGE_LOG)
 		return NULL;
 	percpu__heap_lock();

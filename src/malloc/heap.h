@@ -59,9 +59,9 @@ PERCPU_HIDDEN int percpu__heap_start(void);
 
 /*
  * A run of @pages, its address a multiple of @align pages (a power of two). NULL: no memory. @class goes into the table; large
- * blocks have 0.
+ * blocks have 0. @node: of memory, as the kernel counts them.
  */
-PERCPU_HIDDEN struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class);
+PERCPU_HIDDEN struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class, unsigned node);
 PERCPU_HIDDEN void percpu__span_free(struct percpu__span *span);
 /* A large block loses its last pages. */
 PERCPU_HIDDEN void percpu__span_cut(struct percpu__span *span, size_t pages);
