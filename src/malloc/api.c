@@ -12,19 +12,10 @@
 #include <percpu/ops.h>
 
 #include "base/sys.h"
-#include "malloc/front.h"
-#include "malloc/large.h"
+#include "malloc/fast.h"
 
 #define API     __attribute__((visibility("default")))
 #define OS_PAGE ((size_t)4096)
-
-/* Classes of sizes up to TABLE_MOST, by 16 bytes; made by the compiler. */
-#define C1(n)  (uint8_t)((n) <= 8 ? (n) : 9 + (LOG((n)-1) - 3) * 8 + ((((n)-1) >> (LOG((n)-1) - 3)) & 7))
-#define LOG(n) ((n) < 16 ? 3 : (n) < 32 ? 4 : 5)
-#define C4(n)  C1(n), C1((n) + 1), C1((n) + 2), C1((n) + 3)
-#define C16(n) C4(n), C4((n) + 4), C4((n) + 8), C4((n) + 12)
-static const uint8_t class_table[TABLE_MOST / QUANTUM + 1] = { 1,      C1(1),   C1(2),   C1(3),   C4(4), C4(8),
-							       C4(12), C16(16), C16(32), C16(48), C1(64) };
 
 static void *fail(void)
 {
@@ -32,32 +23,10 @@ static void *fail(void)
 	return NULL;
 }
 
-static inline struct percpu__magazine *magazine(unsigned class)
-{
-	return &percpu__malloc_ready.front->magazines[class];
-}
-
-static inline unsigned class_for(size_t size)
-{
-	return size <= TABLE_MOST ? class_table[(size + QUANTUM - 1) / QUANTUM] : percpu__class_of(size);
-}
-
-static inline void *take(unsigned class)
-{
-	void *object = (void *)PERCPU__TRY_WORD((uintptr_t)percpu__try_take(magazine(class)));
-
-	if (PERCPU__UNLIKELY((uintptr_t)object <= PERCPU__LEFT_WORD)) {
-		object = percpu__take_slow(class);
-		if (!object)
-			return fail();
-	}
-	return object;
-}
-
 /* The class of an object; 0 for a large block and for what is neither. */
 static inline unsigned class_at(const void *p)
 {
-	return PERCPU__LIKELY(percpu__heap_has(p)) ? percpu__heap.classes[percpu__page_of(p)] : 0;
+	return PERCPU__LIKELY(percpu__heap_has(p)) ? percpu__heap.distances[percpu__page_of(p)] >> DISTANCE_LOG : 0;
 }
 
 static size_t room_of(void *p)
@@ -69,31 +38,14 @@ static size_t room_of(void *p)
 
 /* What everybody calls. */
 
-/* Between those of the table and large blocks. */
-static __attribute__((noinline)) void *malloc_medium(size_t size)
-{
-	return PERCPU__UNLIKELY(size > SMALL_MOST) ? percpu__large_new(size, 1, false) : take(percpu__class_of(size));
-}
-
 API void *malloc(size_t size)
 {
-	if (PERCPU__UNLIKELY(size > TABLE_MOST))
-		return malloc_medium(size);
-	return take(class_table[(size + QUANTUM - 1) / QUANTUM]);
+	return percpu__fast_malloc(&percpu__malloc_ready, size);
 }
 
 API void free(void *p)
 {
-	unsigned class = class_at(p);
-
-	if (PERCPU__UNLIKELY(!class)) {
-		percpu__free_other(p);
-		return;
-	}
-	if (PERCPU__UNLIKELY((uintptr_t)p % QUANTUM))
-		percpu__malloc_die("a pointer into an object is freed", p);
-	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_put(magazine(class), p)) != PERCPU__DONE))
-		percpu__put_slow(class, p);
+	percpu__fast_free(&percpu__malloc_ready, p);
 }
 
 API void free_sized(void *p, size_t size)
@@ -121,7 +73,7 @@ API void *calloc(size_t n, size_t size)
 	if (__builtin_mul_overflow(n, size, &bytes))
 		return fail();
 	if (PERCPU__LIKELY(bytes <= SMALL_MOST)) {
-		p = take(class_for(bytes));
+		p = malloc(bytes);
 		return p ? memset(p, 0, bytes) : NULL;
 	}
 	return percpu__large_new(bytes, 1, true);
@@ -134,9 +86,9 @@ static void *aligned(size_t align, size_t size)
 		return malloc(size);
 	if (align <= PAGE && size <= SMALL_MOST) {
 		/* Objects of a class lie at multiples of its size, from the start of a page on. */
-		for (unsigned class = class_for(size > align ? size : align); class <= CLASSES; class ++)
+		for (unsigned class = percpu__class_for(size > align ? size : align); class <= CLASSES; class ++)
 			if (percpu__class_size(class) % align == 0)
-				return take(class);
+				return percpu__fast_take(&percpu__malloc_ready, size, class << DISTANCE_LOG);
 	}
 	if (size > PTRDIFF_MAX - align)
 		return fail();
@@ -233,7 +185,7 @@ API int malloc_trim(size_t pad)
 {
 	size_t released;
 
-	if (!percpu__malloc_ready.limit)
+	if (!percpu__heap.bytes)
 		return 0;
 	percpu__front_drain(true);
 	percpu__central_trim();
@@ -248,7 +200,7 @@ API struct mallinfo2 mallinfo2(void)
 	struct mallinfo2 info = { 0 };
 	uint64_t cached = 0;
 
-	for (unsigned i = 1; percpu__malloc_ready.limit && i <= CLASSES; i++) {
+	for (unsigned i = 1; percpu__heap.bytes && i <= CLASSES; i++) {
 		struct percpu__class_stats stats;
 
 		percpu__central_stats(i, &stats);
@@ -280,7 +232,7 @@ API int malloc_info(int options, FILE *out)
 	if (options)
 		return EINVAL;
 	fprintf(out, "<malloc version=\"1\">\n<heap nr=\"0\">\n");
-	for (unsigned i = 1; percpu__malloc_ready.limit && i <= CLASSES; i++) {
+	for (unsigned i = 1; percpu__heap.bytes && i <= CLASSES; i++) {
 		struct percpu__class_stats stats;
 
 		percpu__central_stats(i, &stats);

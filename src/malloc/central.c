@@ -165,19 +165,39 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 	return count;
 }
 
-static void give_to_span(struct central *c, unsigned class, void *object)
+/* The span of an object that is not free, and its number in there; or it dies. */
+static struct percpu__span *find(unsigned class, const void *object, uint64_t *out)
 {
 	struct percpu__span *span = percpu__span_of(object);
 	uint64_t offset, number;
 
 	if (!span || span->class != class)
 		percpu__malloc_die("not an object of the heap is freed", object);
-	offset = (uint64_t)((char *)object - percpu__page_address(span->page));
+	offset = (uint64_t)((const char *)object - percpu__page_address(span->page));
 	number = offset / span->size;
 	if (number * span->size != offset || number >= span->objects)
 		percpu__malloc_die("a pointer into an object is freed", object);
 	if (span->is_free[number / 64] >> number % 64 & 1)
 		percpu__malloc_die("an object is freed twice", object);
+	*out = number;
+	return span;
+}
+
+void percpu__central_check(unsigned class, const void *object)
+{
+	struct central *c = &centrals[class];
+	uint64_t number;
+
+	percpu__lock_word(&c->word);
+	find(class, object, &number);
+	percpu__unlock_word(&c->word);
+}
+
+static void give_to_span(struct central *c, unsigned class, const void *object)
+{
+	uint64_t number;
+	struct percpu__span *span = find(class, object, &number);
+
 	span->is_free[number / 64] |= UINT64_C(1) << number % 64;
 	span->free++;
 	c->stats.free++;

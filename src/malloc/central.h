@@ -31,6 +31,8 @@ PERCPU_HIDDEN unsigned percpu__batch_of(unsigned class);
 PERCPU_HIDDEN unsigned percpu__central_take(unsigned class, void **out, unsigned n);
 /* Dies with a line on stderr if one of them is no object, or is free already, and that shows. */
 PERCPU_HIDDEN void percpu__central_give(unsigned class, void *const *objects, unsigned n);
+/* Dies if this is no object of the class, or one that is free in its span. */
+PERCPU_HIDDEN void percpu__central_check(unsigned class, const void *object);
 /* All of the stock back to the spans, so that these may become free. */
 PERCPU_HIDDEN void percpu__central_trim(void);
 

@@ -11,11 +11,12 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define CLASSES     96U
-#define SMALL_MOST  ((size_t)256 << 10)
-#define TABLE_MOST  ((size_t)1024) /* up to here a table tells the class */
-#define QUANTUM     16U
-#define QUANTUM_LOG 4U
+#define CLASSES      96U
+#define SMALL_MOST   ((size_t)256 << 10)
+#define TABLE_MOST   ((size_t)1024) /* up to here a table tells the class */
+#define QUANTUM      16U
+#define QUANTUM_LOG  4U
+#define DISTANCE_LOG 5U /* of the magazines of neighbouring classes in the front */
 
 /* @size: 1 to SMALL_MOST */
 static inline unsigned percpu__class_of(size_t size)

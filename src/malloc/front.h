@@ -7,11 +7,15 @@
  * changed by anybody, and say for one thing that nobody may use the magazine: who sets the least to UINT64_MAX and the most to
  * 0, and fences, has it to himself.
  *
- * No gate: sections compare the index with `limit`, which is 0 until there is a heap. So the first allocation of a process,
- * which may come before any constructor, finds its way into the slow path without a test of its own.
+ * No gate, and no test whether there is a front. A magazine of zeros is empty and full, so all of these lead into the slow
+ * path: the first magazine of each copy, which stands for addresses that are no small objects; the copy of the remainder, for
+ * threads that are not registered; and copy 0 of `percpu__no_front`, for everybody who reads index 0 there: that is what the
+ * hot words say until the heap has started, and for ever in mode none and in watched mode.
  */
 #ifndef PERCPU_SRC_MALLOC_FRONT_H
 #define PERCPU_SRC_MALLOC_FRONT_H
+
+#include <assert.h>
 
 #include <percpu/section.h>
 
@@ -19,7 +23,14 @@
 
 struct percpu__magazine {
 	uint64_t next, least, most; /* in bytes from here */
-	uint64_t size;              /* that it may grow to, in bytes of slots */
+	uint64_t unused;
+};
+static_assert(sizeof(struct percpu__magazine) == 1U << DISTANCE_LOG, "distances of magazines");
+
+/* Of one class. Anybody adds to them. */
+struct percpu__magazine_counts {
+	uint64_t hits; /* in watched mode */
+	uint64_t misses, flushes;
 };
 
 struct percpu__front {
@@ -27,33 +38,57 @@ struct percpu__front {
 	uint64_t room;                                  /* bytes of objects that all `most` allow */
 	uint64_t turns; /* slow paths that were taken here; for who looks for copies that nobody uses */
 	uint64_t seen;
+	uint64_t drains;
 	uint32_t hand; /* of who looks for a magazine to make smaller */
 	uint32_t drained;
+	uint32_t node; /* of memory, of who prepared this copy */
+	struct percpu__magazine_counts counts[CLASSES + 1];
 };
 
-/* What the fast path needs, in one line. */
+/*
+ * What the fast paths need, in one line. The words change together, once. So one of these is for functions that may be first
+ * called by several threads at once, and is found by a pointer; the other is for those that are called before there are
+ * threads, and is written only then.
+ */
 struct percpu__malloc_ready {
-	struct percpu__front *front; /* per-CPU */
-	uint32_t limit;              /* indexes that sections may use */
-	uint32_t index_offset;       /* of the index in a thread's area */
+	struct percpu__front *take, *put; /* per-CPU; or percpu__no_front */
+	uint32_t take_index, put_index;   /* where a thread's area has the index; or a word that is always 0 */
+	uintptr_t base, units;            /* the heap's first byte, and its size, in units of QUANTUM */
+	const uint16_t
+		*pages; /* of each page: the distance of its class's magazine in the front; 0: no small objects */
 } __attribute__((aligned(64)));
 extern PERCPU_HIDDEN struct percpu__malloc_ready percpu__malloc_ready;
+extern PERCPU_HIDDEN const struct percpu__malloc_ready *percpu__malloc_hot;
+extern PERCPU_HIDDEN const struct percpu__magazine percpu__no_front[CLASSES + 1];
+
+/* Per-CPU; NULL: there is none. Its index is where percpu__index_offset says. */
+extern PERCPU_HIDDEN struct percpu__front *percpu__front;
 
 /* Bytes of objects that the magazines of one index may hold. */
 extern PERCPU_HIDDEN uint64_t percpu__front_room;
+
+/* Why all allocations take the slow path: what is to be done with each of them. Decided before the front is there. */
+enum percpu__watch {
+	PERCPU__WATCH_COUNT = 1,  /* hits are counted */
+	PERCPU__WATCH_SAMPLE = 2, /* percpu__sample_new() is asked each time */
+	PERCPU__WATCH_ZERO = 4,
+	PERCPU__WATCH_CHECK = 8, /* and of each that is freed: its span */
+};
+extern PERCPU_HIDDEN unsigned percpu__malloc_watched;
 
 #ifndef PERCPU_NO_SECTIONS
 /* clang-format off */
 #define PERCPU__ENTER_MAGAZINE                                                                                         \
 	PERCPU__DESCRIPTOR PERCPU__A_LOAD_SELF PERCPU__A_ARM("3b", PERCPU__A_SELF)                                     \
-	"1:\n\t" PERCPU__A_LOCATE_UNGATED(PERCPU__STRIDE_ASM, PERCPU__A_SELF, "4f")
+	"1:\n\t" PERCPU__A_LOCATE_BARE(PERCPU__STRIDE_ASM, PERCPU__A_SELF)
 /* clang-format on */
 #define PERCPU__MAGAZINE_OPERANDS(magazine)                                                                            \
-	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"((uintptr_t)percpu__malloc_ready.index_offset),                   \
-		[object] "r"(magazine), [limit] PERCPU__LIMIT_OPERAND(percpu__malloc_ready.limit)
+	[self] "r"(PERCPU__SELF_OPERAND), [index] "r"((uintptr_t)where), [object] "r"(magazine)
 
-/* The object on top; PERCPU__LEFT_WORD, or NULL if there is none. */
-PERCPU__INLINE void *percpu__try_take(struct percpu__magazine *magazine)
+/*
+ * @where: in a thread's area, the index. The object on top; PERCPU__LEFT_WORD, or NULL if there is none.
+ */
+PERCPU__INLINE void *percpu__try_take(uint32_t where, struct percpu__magazine *magazine)
 {
 	uintptr_t out;
 
@@ -67,7 +102,7 @@ PERCPU__INLINE void *percpu__try_take(struct percpu__magazine *magazine)
 	return (void *)out;
 }
 
-PERCPU__INLINE int percpu__try_put(struct percpu__magazine *magazine, void *object)
+PERCPU__INLINE int percpu__try_put(uint32_t where, struct percpu__magazine *magazine, void *object)
 {
 	__asm__ __volatile__ goto(PERCPU__ENTER_MAGAZINE PERCPU__A_TOP_PUT("object_", "11f")
 					  PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
@@ -83,7 +118,7 @@ left:
 }
 
 /* @n objects at once, or none. */
-PERCPU__INLINE int percpu__try_take_many(struct percpu__magazine *magazine, void **out, uint64_t n)
+PERCPU__INLINE int percpu__try_take_many(uint32_t where, struct percpu__magazine *magazine, void **out, uint64_t n)
 {
 	__asm__ __volatile__ goto(PERCPU__ENTER_MAGAZINE PERCPU__A_TOP_TAKE_MANY("out", "n", "bytes", "11f")
 					  PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
@@ -99,7 +134,8 @@ left:
 	return PERCPU__LEFT;
 }
 
-PERCPU__INLINE int percpu__try_put_many(struct percpu__magazine *magazine, void *const *objects, uint64_t n)
+PERCPU__INLINE int percpu__try_put_many(uint32_t where, struct percpu__magazine *magazine, void *const *objects,
+					uint64_t n)
 {
 	__asm__ __volatile__ goto(PERCPU__ENTER_MAGAZINE PERCPU__A_TOP_PUT_MANY("from", "n", "bytes", "11f")
 					  PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
@@ -116,15 +152,29 @@ left:
 }
 #endif
 
-/* The cold halves. */
-PERCPU_HIDDEN void *percpu__take_slow(unsigned class) PERCPU__COLD;
-PERCPU_HIDDEN void percpu__put_slow(unsigned class, void *object) PERCPU__COLD;
+/*
+ * The cold halves: of an allocation of @size bytes, at an address that is a multiple of @align, from @class, whose objects are
+ * so aligned (NULL and errno = ENOMEM: no memory); and of what is freed.
+ */
+PERCPU_HIDDEN void *percpu__take_slow(size_t size, unsigned class, size_t align) PERCPU__COLD;
+PERCPU_HIDDEN void percpu__put_slow(void *object, unsigned class) PERCPU__COLD;
 
 /* Makes heap and front, once; false: no memory. */
 PERCPU_HIDDEN bool percpu__malloc_start(void) PERCPU__COLD;
 /* Empties magazines of indexes: all of them, or those whose threads have not been seen since the last call. */
 PERCPU_HIDDEN void percpu__front_drain(bool all);
-/* Bytes of objects in magazines, roughly. */
+
+/* Before giving up: all that magazines and stocks hold goes back to the spans. */
+PERCPU_HIDDEN void percpu__malloc_gather(void) PERCPU__COLD;
+
+struct percpu__front_stats {
+	uint64_t hits; /* in watched mode */
+	uint64_t misses, flushes;
+	uint64_t cached, most; /* objects in the magazine, and how many it may hold */
+};
+/* Of one index and class, roughly. False: the index was never used. */
+PERCPU_HIDDEN bool percpu__front_stats(unsigned index, unsigned class, struct percpu__front_stats *stats);
+/* Objects of a class in all magazines. */
 PERCPU_HIDDEN uint64_t percpu__front_cached(unsigned class);
 
 #endif

@@ -90,17 +90,17 @@ static bool reserve(size_t bytes)
 	size_t pages = bytes >> PAGE_LOG;
 	char *raw = map(bytes + REGION, PROT_NONE);
 
-	percpu__heap.classes = map(pages, PROT_READ);
+	percpu__heap.distances = map(pages * sizeof(uint16_t), PROT_READ);
 	percpu__heap.numbers = map(pages * sizeof(uint32_t), PROT_READ);
 	regions = map((bytes >> REGION_LOG) * sizeof(*regions), PROT_READ);
 	spans = map(pages * sizeof(*spans), PROT_READ);
-	if (raw && percpu__heap.classes && percpu__heap.numbers && regions && spans) {
+	if (raw && percpu__heap.distances && percpu__heap.numbers && regions && spans) {
 		percpu__heap.base = (char *)(((uintptr_t)raw + REGION - 1) & ~(REGION - 1));
 		most = (uint32_t)(bytes >> REGION_LOG);
 		return true;
 	}
 	unmap(raw, bytes + REGION);
-	unmap(percpu__heap.classes, pages);
+	unmap(percpu__heap.distances, pages * sizeof(uint16_t));
 	unmap(percpu__heap.numbers, pages * sizeof(uint32_t));
 	unmap(regions, (bytes >> REGION_LOG) * sizeof(*regions));
 	unmap(spans, pages * sizeof(*spans));
@@ -283,7 +283,7 @@ static bool extend(uint32_t count)
 			       page = (size_t)top * REGION_PAGES;
 			size_t pages = step * REGION_PAGES, at = (size_t)top * sizeof(*regions) & ~(size_t)4095;
 
-			if (!make_writable(percpu__heap.classes + page, pages) ||
+			if (!make_writable(percpu__heap.distances + page, pages * sizeof(uint16_t)) ||
 			    !make_writable(percpu__heap.numbers + page, pages * sizeof(uint32_t)) ||
 			    !make_writable((char *)regions + at, (top + step) * sizeof(*regions) - at))
 				return false;
@@ -431,7 +431,8 @@ static void name_pages(const struct percpu__span *span, uint64_t page, uint64_t 
 {
 	for (uint64_t i = page; i < page + pages; i++) {
 		__atomic_store_n(&percpu__heap.numbers[i], in_use ? span->number : 0, __ATOMIC_RELAXED);
-		__atomic_store_n(&percpu__heap.classes[i], in_use ? span->class : 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&percpu__heap.distances[i], in_use ? (uint16_t)(span->class << DISTANCE_LOG) : 0,
+				 __ATOMIC_RELAXED);
 	}
 }
 

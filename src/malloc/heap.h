@@ -3,7 +3,7 @@
  * The page heap: one reserved range of addresses, cut into pages of 8 KiB, which come in regions of 2 MiB as huge pages do.
  *
  * A *span* is a run of pages that holds either objects of one class or one large block. For each page there are two tables:
- * the class of its objects, a byte that free() looks at, and the span's number.
+ * the class of its objects, as free() needs it, and the span's number.
  */
 #ifndef PERCPU_SRC_MALLOC_HEAP_H
 #define PERCPU_SRC_MALLOC_HEAP_H
@@ -40,9 +40,9 @@ struct percpu__span {
 
 struct percpu__heap {
 	char *base;
-	size_t bytes;      /* of the range */
-	uint8_t *classes;  /* of each page */
-	uint32_t *numbers; /* of each page: its span's */
+	size_t bytes;        /* of the range */
+	uint16_t *distances; /* of each page: its class's magazine in the front; 0: no small objects */
+	uint32_t *numbers;   /* of each page: its span's */
 };
 extern PERCPU_HIDDEN struct percpu__heap percpu__heap;
 

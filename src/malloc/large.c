@@ -21,10 +21,8 @@ static struct percpu__span *new_span(size_t size, size_t align)
 	if (size > PTRDIFF_MAX || align > PTRDIFF_MAX || !percpu__malloc_start())
 		return NULL;
 	span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0, 0);
-	if (!span && percpu__malloc_ready.limit) {
-		/* Before giving up. */
-		percpu__front_drain(true);
-		percpu__central_trim();
+	if (!span && percpu__heap.bytes) {
+		percpu__malloc_gather();
 		span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0, 0);
 	}
 	if (span)
@@ -94,11 +92,9 @@ void *percpu__realloc_other(void *p, size_t size)
 		return p;
 	}
 	if (size <= SMALL_MOST) {
-		q = percpu__take_slow(percpu__class_of(size));
-		if (!q) {
-			errno = ENOMEM;
+		q = percpu__take_slow(size, percpu__class_of(size), QUANTUM);
+		if (!q)
 			return NULL;
-		}
 		memcpy(q, p, size < room ? size : room);
 		percpu__span_free(span);
 		return q;

@@ -16,8 +16,6 @@
 #define OBJECTS  1024U
 #define MOST_N   3U
 
-struct percpu__malloc_ready percpu__malloc_ready;
-
 static struct copy {
 	struct percpu__magazine words;
 	uint64_t guard; /* in front of the first slot */
@@ -59,8 +57,6 @@ static void setup(unsigned number, struct call *c)
 		copies = percpu_alloc(sizeof *copies, 64);
 	if (!copies || percpu_copies() * CAPACITY + 2 * MOST_N > OBJECTS)
 		_exit(9);
-	percpu__malloc_ready.limit = percpu__remainder;
-	percpu__malloc_ready.index_offset = percpu__index_offset;
 	memset(place, 0, sizeof place);
 	for (unsigned index = 0; index < percpu__remainder; index++) {
 		struct copy *copy = percpu_ptr(copies, index);
@@ -140,7 +136,7 @@ static void publicly(enum act act)
 		object = rivals_own();
 		place[number_of(object)] = IN_MAGAZINE;
 		for (int i = 0; i < 100 && rc == PERCPU__LEFT; i++)
-			rc = percpu__try_put(&copies->words, object);
+			rc = percpu__try_put(percpu__index_offset, &copies->words, object);
 		if (rc != PERCPU__DONE)
 			place[number_of(object)] = WITH_RIVAL;
 		return;
@@ -148,7 +144,7 @@ static void publicly(enum act act)
 	for (unsigned n = act == GET ? 1 : CAPACITY; n; n--) {
 		word = PERCPU__LEFT_WORD;
 		for (int i = 0; i < 100 && word == PERCPU__LEFT_WORD; i++)
-			word = (uintptr_t)percpu__try_take(&copies->words);
+			word = (uintptr_t)percpu__try_take(percpu__index_offset, &copies->words);
 		if (word > PERCPU__LEFT_WORD)
 			rival_took((void *)word);
 	}
@@ -225,7 +221,7 @@ static void take_back(uintptr_t n)
 
 NOINLINE void take(struct call *c)
 {
-	uintptr_t word = (uintptr_t)percpu__try_take(&copies->words);
+	uintptr_t word = (uintptr_t)percpu__try_take(percpu__index_offset, &copies->words);
 
 	got[0] = (void *)word;
 	c->out = 1;
@@ -236,7 +232,7 @@ NOINLINE void put(struct call *c)
 {
 	offer(1);
 	c->out = 1;
-	c->rc = percpu__try_put(&copies->words, mine[0]);
+	c->rc = percpu__try_put(percpu__index_offset, &copies->words, mine[0]);
 	if (c->rc != PERCPU__DONE)
 		take_back(1);
 }
@@ -244,14 +240,14 @@ NOINLINE void put(struct call *c)
 NOINLINE void take_many(struct call *c)
 {
 	c->out = c->n;
-	c->rc = percpu__try_take_many(&copies->words, got, c->n);
+	c->rc = percpu__try_take_many(percpu__index_offset, &copies->words, got, c->n);
 }
 
 NOINLINE void put_many(struct call *c)
 {
 	offer(c->n);
 	c->out = c->n;
-	c->rc = percpu__try_put_many(&copies->words, mine, c->n);
+	c->rc = percpu__try_put_many(percpu__index_offset, &copies->words, mine, c->n);
 	if (c->rc != PERCPU__DONE)
 		take_back(c->n);
 }

@@ -65,6 +65,10 @@
 	"ldr w14, [" area ", %[index]]\n\tcmp w14, %w[limit]\n\tb.hs " closed "\n\t"                                   \
 	"add x14, %[object], x14, lsl #" shift "\n\t"
 
+/* The same, and nothing is compared: the remainder's copy tells its own threads that there is nothing for them. */
+#define PERCPU__A_LOCATE_BARE(shift, area)                                                                             \
+	"ldr w14, [" area ", %[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"
+
 /* The address of this copy in an output instead, for an object that has a word of its own instead of the gate. */
 #define PERCPU__A_LOCATE_OUT(shift, area, out)                                                                         \
 	"ldr w14, [" area ", %[index]]\n\tadd %[" out "], %[object], x14, lsl #" shift "\n\t"

@@ -63,6 +63,10 @@
 	"movl (" area ",%[index]), %%eax\n\tcmpl %[limit], %%eax\n\tjae " closed "\n\t"                                \
 	"shlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"
 
+/* The same, and nothing is compared: the remainder's copy tells its own threads that there is nothing for them. */
+#define PERCPU__A_LOCATE_BARE(shift, area)                                                                             \
+	"movl (" area ",%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"
+
 /* The address of this copy in an output instead, for an object that has a word of its own instead of the gate. */
 #define PERCPU__A_LOCATE_OUT(shift, area, out)                                                                         \
 	"movl (" area ",%[index]), %k[" out "]\n\tshlq $" shift ", %[" out "]\n\taddq %[object], %[" out "]\n\t"

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The fast paths of malloc and free: a section on a magazine, and what finds the magazine. Inlined where they are called
+ * from outside, and nowhere else.
+ */
+#ifndef PERCPU_SRC_MALLOC_FAST_H
+#define PERCPU_SRC_MALLOC_FAST_H
+
+#include <percpu/ops.h>
+
+#include "malloc/front.h"
+#include "malloc/large.h"
+
+/* For sizes up to TABLE_MOST, by QUANTUM: the distance of the class's magazine in the front. */
+extern PERCPU_HIDDEN const uint16_t percpu__distance_table[TABLE_MOST / QUANTUM + 1];
+
+/* @size: up to SMALL_MOST */
+static inline unsigned percpu__class_for(size_t size)
+{
+	return size <= TABLE_MOST ? percpu__distance_table[(size + QUANTUM - 1) / QUANTUM] >> DISTANCE_LOG
+				  : percpu__class_of(size);
+}
+
+static inline struct percpu__magazine *percpu__magazine_at(struct percpu__front *front, size_t distance)
+{
+	return (struct percpu__magazine *)(void *)((char *)front + distance);
+}
+
+/* @distance: of the magazine of a class for @size. */
+PERCPU__INLINE void *percpu__fast_take(const struct percpu__malloc_ready *ready, size_t size, size_t distance)
+{
+	uintptr_t object = PERCPU__TRY_WORD(
+		(uintptr_t)percpu__try_take(ready->take_index, percpu__magazine_at(ready->take, distance)));
+
+	if (PERCPU__UNLIKELY(object <= PERCPU__LEFT_WORD))
+		return percpu__take_slow(size, (unsigned)(distance >> DISTANCE_LOG), QUANTUM);
+	return (void *)object;
+}
+
+/* Of sizes above TABLE_MOST. */
+PERCPU_HIDDEN void *percpu__malloc_medium(size_t size);
+
+PERCPU__INLINE void *percpu__fast_malloc(const struct percpu__malloc_ready *ready, size_t size)
+{
+	if (PERCPU__UNLIKELY(size > TABLE_MOST))
+		return percpu__malloc_medium(size);
+	return percpu__fast_take(ready, size, percpu__distance_table[(size + QUANTUM - 1) / QUANTUM]);
+}
+
+/* Addresses that are no multiple of QUANTUM have their low bits on top here, and so are too large. */
+static inline uintptr_t percpu__unit_of(const struct percpu__malloc_ready *ready, const void *p)
+{
+	uintptr_t distance = (uintptr_t)p - ready->base;
+
+	return distance >> QUANTUM_LOG | distance << (64 - QUANTUM_LOG);
+}
+
+PERCPU__INLINE void percpu__fast_free(const struct percpu__malloc_ready *ready, void *p)
+{
+	uintptr_t unit = percpu__unit_of(ready, p);
+	size_t distance;
+
+	if (PERCPU__UNLIKELY(unit >= ready->units)) {
+		percpu__free_other(p);
+		return;
+	}
+	distance = ready->pages[unit >> (PAGE_LOG - QUANTUM_LOG)];
+	if (PERCPU__UNLIKELY(PERCPU__TRY(percpu__try_put(ready->put_index, percpu__magazine_at(ready->put, distance),
+							 p)) != PERCPU__DONE))
+		percpu__put_slow(p, (unsigned)(distance >> DISTANCE_LOG));
+}
+
+#endif
