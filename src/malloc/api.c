@@ -15,6 +15,8 @@
 #include "malloc/fast.h"
 
 #define API     __attribute__((visibility("default")))
+/* Three lines of instructions instead of two are a tenth slower, on Zen 3. */
+#define HOT     __attribute__((aligned(64)))
 #define OS_PAGE ((size_t)4096)
 
 static void *fail(void)
@@ -38,12 +40,12 @@ static size_t room_of(void *p)
 
 /* What everybody calls. */
 
-API void *malloc(size_t size)
+API HOT void *malloc(size_t size)
 {
 	return percpu__fast_malloc(&percpu__malloc_ready, size);
 }
 
-API void free(void *p)
+API HOT void free(void *p)
 {
 	percpu__fast_free(&percpu__malloc_ready, p);
 }
