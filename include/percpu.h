@@ -12,6 +12,7 @@
 #include <percpu/csection.h>
 #include <percpu/counter.h>
 #include <percpu/histogram.h>
+#include <percpu/malloc.h>
 #include <percpu/perf.h>
 #include <percpu/pool.h>
 #include <percpu/record_ring.h>

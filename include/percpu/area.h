@@ -31,11 +31,12 @@ PERCPU_BEGIN_DECLS
 PERCPU_API void *percpu_alloc(size_t size, size_t align) __attribute__((malloc, warn_unused_result));
 
 /**
- * percpu_free - give back what percpu_alloc() gave.
+ * percpu_free - give back what percpu_alloc() gave, or percpu_malloc() and its kin.
  *
- * @object: a per-CPU pointer that no thread uses any more, or NULL (which does nothing)
- * Returns 0, or -EINVAL (and changes nothing) if @object is not the start of an allocated object.
- * Memory goes back to the system when whole pages become free. May block. Async-signal-safe.
+ * @object: a per-CPU pointer that no thread uses any more; a block of <percpu/malloc.h>; or NULL (which does nothing)
+ * Returns 0, or -EINVAL (and changes nothing) if @object is not the start of an allocated object. (Of an address among blocks
+ * that is none the process dies, as percpu_malloc_free() says.)
+ * Memory goes back to the system when whole pages become free. May block. Async-signal-safe for per-CPU pointers.
  */
 PERCPU_API int percpu_free(void *object);
 

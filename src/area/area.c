@@ -217,6 +217,9 @@ static void give_back(struct area *area, uint32_t at, uint32_t count)
 	drop_pages(area, from, to);
 }
 
+/* The allocator's; in a program that is linked statically it may not be there. */
+PERCPU_HIDDEN bool percpu__free_if_ours(void *p) __attribute__((weak));
+
 int percpu_free(void *object)
 {
 	char *base = percpu__base_of(object);
@@ -225,7 +228,7 @@ int percpu_free(void *object)
 	uint64_t saved;
 	int rc = -EINVAL;
 
-	if (!object)
+	if (!object || (percpu__free_if_ours && percpu__free_if_ours(object)))
 		return 0;
 	percpu__init();
 	at = (uint32_t)((size_t)((char *)object - base) / GRANULE);

@@ -17,6 +17,5 @@ void *percpu__malloc_medium(size_t size)
 {
 	if (PERCPU__UNLIKELY(size > SMALL_MOST))
 		return percpu__large_new(size, QUANTUM, false);
-	return percpu__fast_take(__atomic_load_n(&percpu__malloc_hot, __ATOMIC_ACQUIRE), size,
-				 (size_t)percpu__class_of(size) << DISTANCE_LOG);
+	return percpu__fast_take(percpu__hot(), size, (size_t)percpu__class_of(size) << DISTANCE_LOG, QUANTUM);
 }

@@ -14,6 +14,12 @@
 /* For sizes up to TABLE_MOST, by QUANTUM: the distance of the class's magazine in the front. */
 extern PERCPU_HIDDEN const uint16_t percpu__distance_table[TABLE_MOST / QUANTUM + 1];
 
+/* For who may be called by several threads before there is a heap. */
+static inline const struct percpu__malloc_ready *percpu__hot(void)
+{
+	return __atomic_load_n(&percpu__malloc_hot, __ATOMIC_ACQUIRE);
+}
+
 /* @size: up to SMALL_MOST */
 static inline unsigned percpu__class_for(size_t size)
 {
@@ -26,14 +32,15 @@ static inline struct percpu__magazine *percpu__magazine_at(struct percpu__front 
 	return (struct percpu__magazine *)(void *)((char *)front + distance);
 }
 
-/* @distance: of the magazine of a class for @size. */
-PERCPU__INLINE void *percpu__fast_take(const struct percpu__malloc_ready *ready, size_t size, size_t distance)
+/* @distance: of the magazine of a class for @size, whose objects all are at multiples of @align. */
+PERCPU__INLINE void *percpu__fast_take(const struct percpu__malloc_ready *ready, size_t size, size_t distance,
+				       size_t align)
 {
 	uintptr_t object = PERCPU__TRY_WORD(
 		(uintptr_t)percpu__try_take(ready->take_index, percpu__magazine_at(ready->take, distance)));
 
 	if (PERCPU__UNLIKELY(object <= PERCPU__LEFT_WORD))
-		return percpu__take_slow(size, (unsigned)(distance >> DISTANCE_LOG), QUANTUM);
+		return percpu__take_slow(size, (unsigned)(distance >> DISTANCE_LOG), align);
 	return (void *)object;
 }
 
@@ -44,7 +51,7 @@ PERCPU__INLINE void *percpu__fast_malloc(const struct percpu__malloc_ready *read
 {
 	if (PERCPU__UNLIKELY(size > TABLE_MOST))
 		return percpu__malloc_medium(size);
-	return percpu__fast_take(ready, size, percpu__distance_table[(size + QUANTUM - 1) / QUANTUM]);
+	return percpu__fast_take(ready, size, percpu__distance_table[(size + QUANTUM - 1) / QUANTUM], QUANTUM);
 }
 
 /* Addresses that are no multiple of QUANTUM have their low bits on top here, and so are too large. */

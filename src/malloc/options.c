@@ -2,10 +2,11 @@
 /*
  * Options of the allocator: PERCPU_MALLOC="name=value,name,...". Read by a constructor: before it everything is as usual.
  */
-#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <percpu/malloc.h>
 
 #include "base/sys.h"
 #include "malloc/front.h"
@@ -86,5 +87,5 @@ __attribute__((constructor)) static void read_options(void)
 __attribute__((destructor)) static void tell(void)
 {
 	if (at_exit)
-		malloc_stats();
+		percpu_malloc_stats();
 }
