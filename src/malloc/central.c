@@ -190,6 +190,9 @@ void percpu__central_check(unsigned class, const void *object)
 
 	percpu__lock_word(&c->word);
 	find(class, object, &number);
+	for (unsigned i = 0; i < c->stock; i++)
+		if (c->slots[i] == object)
+			percpu__malloc_die("an object is freed twice", object);
 	percpu__unlock_word(&c->word);
 }
 

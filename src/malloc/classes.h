@@ -16,7 +16,7 @@
 #define TABLE_MOST   ((size_t)1024) /* up to here a table tells the class */
 #define QUANTUM      16U
 #define QUANTUM_LOG  4U
-#define DISTANCE_LOG 5U /* of the magazines of neighbouring classes in the front */
+#define DISTANCE_LOG 4U /* of the magazines of neighbouring classes in the front */
 
 /* @size: 1 to SMALL_MOST */
 static inline unsigned percpu__class_of(size_t size)

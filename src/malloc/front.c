@@ -17,7 +17,8 @@
 #include "malloc/fast.h"
 #include "rseq/thread.h"
 
-#define SLOTS_MOST 512U
+/* In a magazine; less than CLOSED. */
+#define OBJECTS_MOST 512U
 /* An index whose threads have not been in a slow path for so long loses what its magazines hold. */
 #define IDLE_MS    2000
 #define IDLE_TURNS 256
@@ -46,12 +47,12 @@ unsigned percpu__malloc_watched;
 static uint32_t start_word, drain_word;
 static bool started;
 
-static unsigned slots_of(unsigned class)
+static unsigned most_of(unsigned class)
 {
-	size_t size = percpu__class_size(class), slots = CLASS_MOST / size, least = 2UL * percpu__batch_of(class);
+	size_t size = percpu__class_size(class), most = CLASS_MOST / size, least = 2UL * percpu__batch_of(class);
 
-	slots = slots < SLOTS_MOST ? slots : SLOTS_MOST;
-	return (unsigned)(slots > least ? slots : least);
+	most = most < OBJECTS_MOST ? most : OBJECTS_MOST;
+	return (unsigned)(most > least ? most : least);
 }
 
 static uint64_t load(const uint64_t *word)
@@ -59,52 +60,58 @@ static uint64_t load(const uint64_t *word)
 	return __atomic_load_n(word, __ATOMIC_RELAXED);
 }
 
-static void store(uint64_t *word, uint64_t value)
+static unsigned number_in(uint64_t word)
 {
-	__atomic_store_n(word, value, __ATOMIC_RELAXED);
+	return (unsigned)(word & 0xffff);
 }
 
-static struct percpu__magazine *magazine_of(unsigned index, unsigned class)
+static char *top_of(uint64_t word)
 {
-	return &percpu_ptr(percpu__front, index)->magazines[class];
+	return (char *)(uintptr_t)(word >> 16);
 }
 
-/* Distances are the same in each copy: slots of one class behind those of the one before, all behind the front. */
-static uint64_t least_of(unsigned class)
+/* That of an empty magazine: as if it were an object's, so that what is in most programs' memory looks like none. */
+static uint64_t empty_word(void)
 {
-	static uint32_t distances[CLASSES + 1];
-	uint32_t at = sizeof(struct percpu__front) + 64;
-
-	if (!distances[CLASSES]) {
-		for (unsigned i = 1; i <= CLASSES; i++) {
-			/* From its words; one slot in front is read by who looks at the top of an empty magazine. */
-			distances[i] = at + 8 - (uint32_t)offsetof(struct percpu__front, magazines[i]);
-			at += (slots_of(i) + 2) * 8;
-		}
-	}
-	return distances[class];
+	return (uint64_t)(uintptr_t)percpu__heap.base << 16;
 }
 
-static size_t front_bytes(void)
+static unsigned most_in(uint32_t limits)
 {
-	return offsetof(struct percpu__front, magazines[CLASSES]) + least_of(CLASSES) + (slots_of(CLASSES) + 2) * 8UL;
+	return limits >> 16;
+}
+
+static uint32_t load_limits(const struct percpu__magazine *m)
+{
+	return __atomic_load_n(&m->limits, __ATOMIC_RELAXED);
+}
+
+/* From one value to another; false: somebody else was there. */
+static bool change_limits(struct percpu__magazine *m, uint32_t from, uint32_t to)
+{
+	return __atomic_compare_exchange_n(&m->limits, &from, to, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
+static uint64_t bytes_of(unsigned class, unsigned objects)
+{
+	return (uint64_t)objects * percpu__class_size(class);
 }
 
 /*
- * Room for one batch to begin with, if that is little: it is not counted, as classes that nobody uses hold nothing. In this
- * order: sections that see some of it find nothing to take, and no room.
+ * Room for one batch to begin with, if that is little: it is not counted, as classes that nobody uses hold nothing. Words
+ * first: who sees them before the limits finds nothing to take, and no room.
  */
-static void prepare(unsigned index)
+static void prepare(struct percpu__front *front)
 {
 	for (unsigned i = 1; i <= CLASSES; i++) {
-		struct percpu__magazine *m = magazine_of(index, i);
-		uint64_t least = least_of(i), room = percpu__batch_of(i) * percpu__class_size(i);
+		struct percpu__magazine *m = &front->magazines[i];
+		unsigned batch = percpu__batch_of(i);
 
-		__atomic_store_n(&m->least, least, __ATOMIC_RELEASE);
-		__atomic_store_n(&m->next, least, __ATOMIC_RELEASE);
-		__atomic_store_n(&m->most, least + (room > FREE_ROOM ? 0 : percpu__batch_of(i) * 8UL),
-				 __ATOMIC_RELEASE);
+		m->refill = batch > 8 ? batch / 8 : 1;
+		__atomic_store_n(&m->word, empty_word(), __ATOMIC_RELAXED);
+		__atomic_store_n(&m->limits, bytes_of(i, batch) > FREE_ROOM ? 0 : batch << 16, __ATOMIC_RELEASE);
 	}
+	__atomic_store_n(&front->prepared, 1, __ATOMIC_RELEASE);
 }
 
 static void before_fork(void)
@@ -143,8 +150,7 @@ static bool start(void)
 	percpu_describe(&how);
 	/* Where no thread runs sections, or there is no memory for magazines, the stocks do. */
 	if (how.mode != PERCPU_MODE_NONE)
-		front = percpu_alloc(front_bytes(), 64);
-	least_of(CLASSES);
+		front = percpu_alloc(sizeof(*front), 64);
 	__atomic_store_n(&percpu__front, front, __ATOMIC_RELEASE);
 	hot.base = (uintptr_t)percpu__heap.base;
 	hot.units = percpu__heap.bytes >> QUANTUM_LOG;
@@ -186,37 +192,38 @@ bool percpu__malloc_start(void)
 
 /*
  * A magazine that is too small grows by a batch, as long as the index has room; else another one of it shrinks. Who has
- * closed the magazine finds `most` as he left it.
+ * closed it makes it what it was.
  */
 static void shrink_another(struct percpu__front *front, unsigned class, uint64_t bytes)
 {
 	for (unsigned tries = 0; tries < CLASSES && bytes; tries++) {
 		unsigned i = __atomic_add_fetch(&front->hand, 1, __ATOMIC_RELAXED) % CLASSES + 1;
-		struct percpu__magazine *m = &front->magazines[i];
-		uint64_t most = load(&m->most), least = load(&m->least), batch = percpu__batch_of(i) * 8UL;
+		unsigned batch = percpu__batch_of(i);
+		uint32_t limits = load_limits(&front->magazines[i]);
+		uint64_t less = bytes_of(i, batch);
 
-		if (i == class || least == UINT64_MAX || most < least + 2 * batch)
+		if (i == class || limits == CLOSED || most_in(limits) < (less > FREE_ROOM ? 1 : 2) * batch)
 			continue;
-		if (__atomic_compare_exchange_n(&m->most, &most, most - batch, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-			__atomic_fetch_sub(&front->room, batch / 8 * percpu__class_size(i), __ATOMIC_RELAXED);
-			bytes -= bytes < batch / 8 * percpu__class_size(i) ? bytes : batch / 8 * percpu__class_size(i);
-		}
+		if (!change_limits(&front->magazines[i], limits, limits - (batch << 16)))
+			continue;
+		__atomic_fetch_sub(&front->room, less, __ATOMIC_RELAXED);
+		bytes -= bytes < less ? bytes : less;
 	}
 }
 
 static void grow(struct percpu__front *front, unsigned class)
 {
 	struct percpu__magazine *m = &front->magazines[class];
-	uint64_t most = load(&m->most), least = load(&m->least), batch = percpu__batch_of(class);
-	uint64_t bytes = batch * percpu__class_size(class);
+	uint32_t limits = load_limits(m);
+	unsigned batch = percpu__batch_of(class);
+	uint64_t more = bytes_of(class, batch);
 
-	if (least == UINT64_MAX || most + batch * 8 > least + slots_of(class) * 8UL)
+	if (limits == CLOSED || most_in(limits) + batch > most_of(class))
 		return;
-	if (load(&front->room) + bytes > percpu__front_room)
-		shrink_another(front, class, bytes);
-	if (load(&front->room) + bytes <= percpu__front_room &&
-	    __atomic_compare_exchange_n(&m->most, &most, most + batch * 8, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-		__atomic_fetch_add(&front->room, bytes, __ATOMIC_RELAXED);
+	if (load(&front->room) + more > percpu__front_room)
+		shrink_another(front, class, more);
+	if (load(&front->room) + more <= percpu__front_room && change_limits(m, limits, limits + (batch << 16)))
+		__atomic_fetch_add(&front->room, more, __ATOMIC_RELAXED);
 }
 
 /* The copy that this thread is on; NULL if it runs no sections, or there is none. Prepared at its first use. */
@@ -231,10 +238,10 @@ static struct percpu__front *own_front(void)
 	if (index >= percpu__remainder)
 		return NULL;
 	front = percpu_ptr(front, index);
-	if (PERCPU__UNLIKELY(!load(&front->magazines[CLASSES].least))) {
+	if (PERCPU__UNLIKELY(!__atomic_load_n(&front->prepared, __ATOMIC_ACQUIRE))) {
 		percpu__lock_word(&drain_word);
-		if (!front->magazines[CLASSES].least)
-			prepare(index);
+		if (!front->prepared)
+			prepare(front);
 		percpu__unlock_word(&drain_word);
 	}
 	return front;
@@ -307,6 +314,33 @@ static void look_for_idle(const struct percpu__front *front)
 		percpu__front_drain(false);
 }
 
+/* The section found nothing on top. It said so too if what is there was written to by somebody; nobody else may look. */
+static void look_for_damage(struct percpu__front *front, unsigned class)
+{
+	struct percpu__magazine *m = &front->magazines[class];
+	uint32_t limits = load_limits(m);
+	uint64_t word;
+
+	if (!number_in(load(&m->word)) || limits == CLOSED || !change_limits(m, limits, CLOSED))
+		return;
+	if (percpu_fence() == 0) {
+		word = m->word;
+		if (number_in(word) && number_in(*(uint64_t *)(void *)top_of(word)) != number_in(word) - 1)
+			percpu__malloc_die("an object was written to after it was freed", top_of(word));
+	}
+	__atomic_store_n(&m->limits, limits, __ATOMIC_RELEASE);
+}
+
+/* How many objects come at once: few at first, so that what is used little takes little memory. */
+static unsigned next_refill(struct percpu__magazine *m, unsigned class)
+{
+	uint32_t n = __atomic_load_n(&m->refill, __ATOMIC_RELAXED), batch = percpu__batch_of(class);
+
+	if (n < batch)
+		__atomic_store_n(&m->refill, 2 * n < batch ? 2 * n : batch, __ATOMIC_RELAXED);
+	return n;
+}
+
 /* NULL: no memory. */
 static void *refill(struct percpu__front *front, unsigned class)
 {
@@ -316,8 +350,9 @@ static void *refill(struct percpu__front *front, unsigned class)
 	count(&front->turns);
 	count(&front->counts[class].misses);
 	look_for_idle(front);
+	look_for_damage(front, class);
 	grow(front, class);
-	n = percpu__central_take(class, objects, percpu__batch_of(class));
+	n = percpu__central_take(class, objects, next_refill(&front->magazines[class], class));
 	if (!n)
 		return NULL;
 	/* The lowest addresses on top. */
@@ -366,38 +401,60 @@ void *percpu__take_slow(size_t size, unsigned class, size_t align)
 		errno = ENOMEM;
 		return NULL;
 	}
+	*(uint64_t *)object = 0;
 	if (percpu__malloc_watched & PERCPU__WATCH_ZERO)
 		memset(object, 0, size);
 	return object;
 }
 
-/* The section leaves if the same object is on top. */
-static void look_for_double(unsigned class, void *object)
+/*
+ * The first word of an object looks as if it were in a list. It may be what the program wrote there. Else the object has been
+ * freed before: then it is in this magazine, or in the stock, or in its span, or in the magazine of another index, which it
+ * spoils, and that shows there.
+ */
+static __attribute__((noinline)) void look_for_double(struct percpu__front *front, unsigned class, void *object)
 {
-	uintptr_t top = take_one(class);
-	void *other = (void *)top;
+	void *objects[OBJECTS_MOST + BATCH_MOST];
+	unsigned length = 0, n;
+	uint64_t word = load(&front->magazines[class].word);
 
-	if (other == object)
-		percpu__malloc_die("an object is freed twice", object);
-	if (top > PERCPU__LEFT_WORD && put_many(class, &other, 1) != PERCPU__DONE)
-		percpu__central_give(class, &other, 1);
+	if ((*(uint64_t *)object ^ word) >> 48)
+		return;
+	percpu__central_check(class, object);
+	while ((n = number_in(load(&front->magazines[class].word))) && length < OBJECTS_MOST) {
+		n = n < BATCH_MOST ? n : BATCH_MOST;
+		if (take_many(class, objects + length, n) != PERCPU__DONE)
+			break;
+		length += n;
+	}
+	for (unsigned i = 0; i < length; i++)
+		if (objects[i] == object)
+			percpu__malloc_die("an object is freed twice", object);
+	while (length) {
+		n = length < BATCH_MOST ? length : BATCH_MOST;
+		length -= n;
+		if (put_many(class, objects + length, n) != PERCPU__DONE)
+			percpu__central_give(class, objects + length, n);
+	}
+	*(uint64_t *)object = 0;
 }
 
 static void flush(struct percpu__front *front, unsigned class, void *object)
 {
 	void *objects[BATCH_MOST + 1];
-	unsigned n = percpu__batch_of(class);
+	unsigned n = percpu__batch_of(class), half;
 
 	count(&front->turns);
 	count(&front->counts[class].flushes);
-	look_for_double(class, object);
 	grow(front, class);
-	/* Those that were put last go: they are together with this one, which is where its double would be. */
-	if (take_many(class, objects, n) != PERCPU__DONE)
+	if (put_one(class, object) == PERCPU__DONE)
+		return;
+	look_for_damage(front, class);
+	/* Those that were put last go, but some stay for who takes next. */
+	half = (most_in(load_limits(&front->magazines[class])) + 1) / 2;
+	n = n < half ? n : half;
+	if (!n || take_many(class, objects, n) != PERCPU__DONE)
 		n = 0;
-	for (unsigned i = 0; i < n; i++)
-		if (objects[i] == object)
-			percpu__malloc_die("an object is freed twice", object);
 	objects[n] = object;
 	percpu__central_give(class, objects, n + 1);
 }
@@ -413,9 +470,14 @@ void percpu__put_slow(void *object, unsigned class)
 	if (percpu__malloc_watched & PERCPU__WATCH_CHECK)
 		percpu__central_check(class, object);
 	front = own_front();
-	if (!front)
+	if (!front) {
 		percpu__central_give(class, &object, 1);
-	else if (put_one(class, object) != PERCPU__DONE)
+		return;
+	}
+	if (put_one(class, object) == PERCPU__DONE)
+		return;
+	look_for_double(front, class, object);
+	if (put_one(class, object) != PERCPU__DONE)
 		flush(front, class, object);
 }
 
@@ -428,34 +490,41 @@ void percpu__malloc_gather(void)
 /* All of one magazine, by who has closed it. */
 static void empty(struct percpu__magazine *m, unsigned class)
 {
-	char *words = (char *)m;
-	uint64_t least = least_of(class);
+	void *objects[BATCH_MOST];
+	uint64_t word = m->word;
 
-	while (m->next > least) {
-		uint64_t n = (m->next - least) / 8;
+	while (number_in(word)) {
+		unsigned n = 0;
 
-		if (n > BATCH_MOST)
-			n = BATCH_MOST;
-		m->next -= n * 8;
-		percpu__central_give(class, (void *const *)(void *)(words + m->next), (unsigned)n);
+		while (n < BATCH_MOST && number_in(word)) {
+			uint64_t below = *(uint64_t *)(void *)top_of(word);
+
+			if (number_in(below) != number_in(word) - 1)
+				percpu__malloc_die("an object was written to after it was freed", top_of(word));
+			objects[n++] = top_of(word);
+			word = below;
+		}
+		percpu__central_give(class, objects, n);
 	}
+	m->word = empty_word();
+	__atomic_store_n(&m->refill, 1, __ATOMIC_RELAXED);
 }
 
-static void drain(unsigned index)
+/* Those that somebody else has closed are left out. */
+static void drain(struct percpu__front *front)
 {
-	uint64_t most[CLASSES + 1];
+	uint32_t limits[CLASSES + 1];
 	bool fenced;
 
-	for (unsigned i = 1; i <= CLASSES; i++) {
-		most[i] = __atomic_exchange_n(&magazine_of(index, i)->most, 0, __ATOMIC_RELAXED);
-		store(&magazine_of(index, i)->least, UINT64_MAX);
-	}
+	for (unsigned i = 1; i <= CLASSES; i++)
+		limits[i] = __atomic_exchange_n(&front->magazines[i].limits, CLOSED, __ATOMIC_RELAXED);
 	fenced = percpu_fence() == 0;
 	for (unsigned i = 1; i <= CLASSES; i++) {
+		if (limits[i] == CLOSED)
+			continue;
 		if (fenced)
-			empty(magazine_of(index, i), i);
-		store(&magazine_of(index, i)->least, least_of(i));
-		__atomic_store_n(&magazine_of(index, i)->most, most[i], __ATOMIC_RELEASE);
+			empty(&front->magazines[i], i);
+		__atomic_store_n(&front->magazines[i].limits, limits[i], __ATOMIC_RELEASE);
 	}
 }
 
@@ -468,10 +537,10 @@ void percpu__front_drain(bool all)
 		struct percpu__front *front = percpu_ptr(percpu__front, index);
 		uint64_t turns = load(&front->turns);
 
-		if (!load(&front->magazines[CLASSES].least))
+		if (!__atomic_load_n(&front->prepared, __ATOMIC_ACQUIRE))
 			continue;
 		if (all || (turns == front->seen && !front->drained)) {
-			drain(index);
+			drain(front);
 			front->drained = 1;
 			front->drains++;
 		} else if (turns != front->seen) {
@@ -486,21 +555,18 @@ bool percpu__front_stats(unsigned index, unsigned class, struct percpu__front_st
 {
 	struct percpu__front *front = __atomic_load_n(&percpu__front, __ATOMIC_ACQUIRE);
 	const struct percpu__magazine *m;
-	uint64_t next, most, least = least_of(class);
 
 	if (!front)
 		return false;
 	front = percpu_ptr(front, index);
-	m = &front->magazines[class];
-	if (!load(&front->magazines[CLASSES].least))
+	if (!__atomic_load_n(&front->prepared, __ATOMIC_ACQUIRE))
 		return false;
-	next = load(&m->next);
-	most = load(&m->most);
+	m = &front->magazines[class];
 	stats->hits = load(&front->counts[class].hits);
 	stats->misses = load(&front->counts[class].misses);
 	stats->flushes = load(&front->counts[class].flushes);
-	stats->cached = next > least ? (next - least) / 8 : 0;
-	stats->most = most > least ? (most - least) / 8 : 0;
+	stats->cached = number_in(load(&m->word));
+	stats->most = most_in(load_limits(m));
 	return true;
 }
 

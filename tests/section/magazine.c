@@ -16,13 +16,12 @@
 #define OBJECTS  1024U
 #define MOST_N   3U
 
-static struct copy {
-	struct percpu__magazine words;
-	uint64_t guard; /* in front of the first slot */
-	void *slots[CAPACITY];
-} * copies;
+static struct percpu__magazine *magazines;
 
-static char objects[OBJECTS];
+static struct object {
+	uint64_t below;
+	uint64_t whatever;
+} objects[OBJECTS] __attribute__((aligned(16)));
 static enum { NOWHERE, IN_MAGAZINE, WITH_RIVAL, WITH_SUBJECT } place[OBJECTS];
 static void *mine[MOST_N], *got[MOST_N];
 static unsigned which;
@@ -39,12 +38,33 @@ static const struct {
 
 static unsigned number_of(const void *object)
 {
-	return (unsigned)((const char *)object - objects);
+	return (unsigned)((const struct object *)object - objects);
 }
 
-static uint64_t least(void)
+/* What an empty one has; like the word of any object. */
+static uint64_t empty_word(void)
 {
-	return offsetof(struct copy, slots);
+	return (uint64_t)(uintptr_t)objects << 16;
+}
+
+static unsigned length_of(const struct percpu__magazine *m)
+{
+	return (unsigned)(m->word & 0xffff);
+}
+
+static void plain_put(struct percpu__magazine *m, void *object)
+{
+	((struct object *)object)->below = m->word;
+	m->word = ((uint64_t)(uintptr_t)object << 16) + length_of(m) + 1;
+}
+
+static void *plain_take(struct percpu__magazine *m)
+{
+	struct object *object = (struct object *)(uintptr_t)(m->word >> 16);
+
+	m->word = object->below;
+	object->below = 0;
+	return object;
 }
 
 static void setup(unsigned number, struct call *c)
@@ -53,21 +73,21 @@ static void setup(unsigned number, struct call *c)
 
 	which = number;
 	trouble = NULL;
-	if (!copies)
-		copies = percpu_alloc(sizeof *copies, 64);
-	if (!copies || percpu_copies() * CAPACITY + 2 * MOST_N > OBJECTS)
+	if (!magazines)
+		magazines = percpu_alloc(sizeof *magazines, 64);
+	if (!magazines || percpu_copies() * CAPACITY + 2 * MOST_N > OBJECTS)
 		_exit(9);
 	memset(place, 0, sizeof place);
+	memset(objects, 0, sizeof objects);
 	for (unsigned index = 0; index < percpu__remainder; index++) {
-		struct copy *copy = percpu_ptr(copies, index);
+		struct percpu__magazine *m = percpu_ptr(magazines, index);
 
+		m->word = empty_word();
+		m->limits = CAPACITY << 16;
 		for (unsigned i = 0; i < cases[number].length; i++) {
 			place[next] = IN_MAGAZINE;
-			copy->slots[i] = &objects[next++];
+			plain_put(m, &objects[next++]);
 		}
-		copy->words.least = least();
-		copy->words.most = least() + sizeof copy->slots;
-		copy->words.next = least() + cases[number].length * sizeof(void *);
 	}
 	for (unsigned i = 0; i < MOST_N; i++, next++) {
 		place[next] = WITH_SUBJECT;
@@ -76,7 +96,7 @@ static void setup(unsigned number, struct call *c)
 	for (unsigned i = 0; i < MOST_N; i++, next++)
 		place[next] = WITH_RIVAL;
 	memset(got, 0, sizeof got);
-	c->p = (uint64_t *)(void *)copies;
+	c->p = (uint64_t *)(void *)magazines;
 	c->n = cases[number].n;
 }
 
@@ -96,33 +116,31 @@ static void rival_took(void *object)
 }
 
 /* Whoever does this has the copy to himself. */
-static void plainly(enum act act, struct copy *copy)
+static void plainly(enum act act, struct percpu__magazine *m)
 {
-	uint64_t at = (copy->words.next - least()) / sizeof(void *);
+	void *object;
 
-	if (act == PUT && at < CAPACITY) {
-		copy->slots[at] = rivals_own();
-		place[number_of(copy->slots[at++])] = IN_MAGAZINE;
+	if (act == PUT && length_of(m) < CAPACITY) {
+		object = rivals_own();
+		place[number_of(object)] = IN_MAGAZINE;
+		plain_put(m, object);
 	} else if (act != PUT) {
-		for (unsigned n = act == GET ? 1 : CAPACITY; n && at; n--)
-			rival_took(copy->slots[--at]);
+		for (unsigned n = act == GET ? 1 : CAPACITY; n && length_of(m); n--)
+			rival_took(plain_take(m));
 	}
-	copy->words.next = least() + at * sizeof(void *);
 }
 
 static void closed(enum act act, unsigned index, bool held)
 {
-	struct copy *copy = percpu_ptr(copies, index);
+	struct percpu__magazine *m = percpu_ptr(magazines, index);
 
-	__atomic_store_n(&copy->words.most, 0, __ATOMIC_RELAXED);
-	__atomic_store_n(&copy->words.least, UINT64_MAX, __ATOMIC_RELAXED);
+	__atomic_store_n(&m->limits, CLOSED, __ATOMIC_RELAXED);
 	if (percpu_fence())
 		trouble = "the rival cannot fence";
 	if (held)
 		harness_held();
-	plainly(act, copy);
-	__atomic_store_n(&copy->words.least, least(), __ATOMIC_RELAXED);
-	__atomic_store_n(&copy->words.most, least() + sizeof copy->slots, __ATOMIC_RELEASE);
+	plainly(act, m);
+	__atomic_store_n(&m->limits, CAPACITY << 16, __ATOMIC_RELEASE);
 }
 
 /* By sections of its own. */
@@ -136,7 +154,7 @@ static void publicly(enum act act)
 		object = rivals_own();
 		place[number_of(object)] = IN_MAGAZINE;
 		for (int i = 0; i < 100 && rc == PERCPU__LEFT; i++)
-			rc = percpu__try_put(percpu__index_offset, &copies->words, object);
+			rc = percpu__try_put(percpu__index_offset, magazines, object);
 		if (rc != PERCPU__DONE)
 			place[number_of(object)] = WITH_RIVAL;
 		return;
@@ -144,7 +162,7 @@ static void publicly(enum act act)
 	for (unsigned n = act == GET ? 1 : CAPACITY; n; n--) {
 		word = PERCPU__LEFT_WORD;
 		for (int i = 0; i < 100 && word == PERCPU__LEFT_WORD; i++)
-			word = (uintptr_t)percpu__try_take(percpu__index_offset, &copies->words);
+			word = (uintptr_t)percpu__try_take(percpu__index_offset, magazines);
 		if (word > PERCPU__LEFT_WORD)
 			rival_took((void *)word);
 	}
@@ -153,7 +171,7 @@ static void publicly(enum act act)
 static void interfere(enum interference how, unsigned index)
 {
 	if (how == PLAINLY)
-		plainly(cases[which].act, percpu_ptr(copies, index));
+		plainly(cases[which].act, percpu_ptr(magazines, index));
 	else if (how == BY_VECTOR || how == UNDER_GATE)
 		closed(cases[which].act, index, how == UNDER_GATE);
 	else
@@ -167,19 +185,23 @@ static const char *check(void)
 
 	memset(seen, 0, sizeof seen);
 	for (unsigned index = 0; index < percpu__remainder; index++) {
-		struct copy *copy = percpu_ptr(copies, index);
+		uint64_t word = percpu_ptr(magazines, index)->word;
 
-		if (copy->words.next < least() || copy->words.next > least() + sizeof copy->slots)
+		if ((word & 0xffff) > CAPACITY)
 			return "a magazine has more than it can have";
-		for (unsigned i = 0; i < (copy->words.next - least()) / sizeof(void *); i++) {
-			unsigned number = number_of(copy->slots[i]);
+		for (; word & 0xffff; word = objects[number_of((void *)(uintptr_t)(word >> 16))].below) {
+			unsigned number = number_of((void *)(uintptr_t)(word >> 16));
 
 			if (number >= OBJECTS || seen[number])
 				return "an object is there twice";
 			if (place[number] != IN_MAGAZINE)
 				return "an object is there that was taken or not put";
+			if ((objects[number].below & 0xffff) + 1 != (word & 0xffff))
+				return "an object has another number than the one on top of it says";
 			seen[number] = true;
 		}
+		if (word != empty_word())
+			return "a magazine does not end as an empty one looks";
 	}
 	for (unsigned i = 0; i < OBJECTS; i++)
 		if (place[i] == IN_MAGAZINE && !seen[i])
@@ -221,7 +243,7 @@ static void take_back(uintptr_t n)
 
 NOINLINE void take(struct call *c)
 {
-	uintptr_t word = (uintptr_t)percpu__try_take(percpu__index_offset, &copies->words);
+	uintptr_t word = (uintptr_t)percpu__try_take(percpu__index_offset, magazines);
 
 	got[0] = (void *)word;
 	c->out = 1;
@@ -232,7 +254,7 @@ NOINLINE void put(struct call *c)
 {
 	offer(1);
 	c->out = 1;
-	c->rc = percpu__try_put(percpu__index_offset, &copies->words, mine[0]);
+	c->rc = percpu__try_put(percpu__index_offset, magazines, mine[0]);
 	if (c->rc != PERCPU__DONE)
 		take_back(1);
 }
@@ -240,14 +262,14 @@ NOINLINE void put(struct call *c)
 NOINLINE void take_many(struct call *c)
 {
 	c->out = c->n;
-	c->rc = percpu__try_take_many(percpu__index_offset, &copies->words, got, c->n);
+	c->rc = percpu__try_take_many(percpu__index_offset, magazines, got, c->n);
 }
 
 NOINLINE void put_many(struct call *c)
 {
 	offer(c->n);
 	c->out = c->n;
-	c->rc = percpu__try_put_many(percpu__index_offset, &copies->words, mine, c->n);
+	c->rc = percpu__try_put_many(percpu__index_offset, magazines, mine, c->n);
 	if (c->rc != PERCPU__DONE)
 		take_back(c->n);
 }

@@ -194,21 +194,31 @@
 	"7:\n\t"
 
 /*
- * A magazine with bounds of its own: T0's word is the distance to the first free slot, and the two behind it the least and
- * the most that it may be. Leave if there is nothing to take, or no room; also if the object is the one that was put last.
+ * A magazine as a list through its objects, up to 64 Ki of them. T0's word is the address of the one on top times 64 Ki plus
+ * their number, and the first word of each object is what T0's was before it. The half words behind T0's are the least and the
+ * most of that number at which somebody may take or put. Leave if there is nothing to take, or no room; if the object below
+ * has another number than it should; and if what is put looks as if it were in such a list already.
  */
-#define PERCPU__A_TOP_TAKE(out, l)                                                                                     \
-	"ldp x15, x13, [x14]\n\tcmp x15, x13\n\tb.ls " l "\n\tsub x15, x15, #8\n\tldr %[" out "], [x14, x15]\n\t"
-#define PERCPU__A_TOP_PUT(val, l)                                                                                      \
-	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tcmp x15, x13\n\tb.hs " l "\n\tsub x13, x15, #8\n\t"                  \
-	"ldr x13, [x14, x13]\n\tcmp x13, %[" val "]\n\tb.eq " l "\n\tstr %[" val                                       \
-	"], [x14, x15]\n\tadd x15, x15, #8\n\t"
-#define PERCPU__A_TOP_TAKE_MANY(dst, n, bytes, l)                                                                      \
-	"ldp x15, x13, [x14]\n\tsubs x15, x15, %[" bytes "]\n\tb.lo " l "\n\tcmp x15, x13\n\tb.lo " l                  \
-	"\n\tadd x10, x14, x15\n\tmov x9, %[" dst "]\n\t" PERCPU__A_WORDS(n)
-#define PERCPU__A_TOP_PUT_MANY(src, n, bytes, l)                                                                       \
-	"ldr x15, [x14]\n\tldr x13, [x14, #16]\n\tadd x9, x14, x15\n\tadd x15, x15, %[" bytes "]\n\tcmp x15, x13\n\t"  \
-	"b.hi " l "\n\tmov x10, %[" src "]\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__SCRATCH_LIFO PERCPU__SCRATCH
+#define PERCPU__A_LIFO_TAKE(out, l)                                                                                    \
+	"ldr x13, [x14]\n\tldrh w16, [x14, #8]\n\tcmp w16, w13, uxth\n\tb.hs " l "\n\tlsr %[" out                      \
+	"], x13, #16\n\tldr x15, [%[" out "]]\n\tsub w13, w13, #1\n\teor w13, w13, w15\n\ttst w13, #0xffff\n\tb.ne " l  \
+	"\n\t"
+#define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
+	"ldr x15, [x14]\n\tldrh w16, [x14, #10]\n\tcmp w16, w15, uxth\n\tb.ls " l "\n\tldrh w16, [%[" val               \
+	"], #6]\n\tldrh w17, [x14, #6]\n\tcmp w16, w17\n\tb.eq " l "\n\tstr x15, [%[" val                              \
+	"]]\n\tand x15, x15, #0xffff\n\tadd x15, x15, %[" val "], lsl #16\n\tadd x15, x15, #1\n\t"
+/* The same with n objects, at least one; those that are put are not looked at. */
+#define PERCPU__A_LIFO_TAKE_MANY(dst, n, l)                                                                            \
+	"ldr x15, [x14]\n\tldrh w16, [x14, #8]\n\tand x17, x15, #0xffff\n\tadd x16, x16, %[" n                           \
+	"]\n\tcmp x17, x16\n\tb.lo " l "\n\tsub x17, x17, %[" n "]\n\tmov x9, %[" dst                                   \
+	"]\n5:\n\tlsr x10, x15, #16\n\tstr x10, [x9], #8\n\tsub w11, w15, #1\n\tldr x15, [x10]\n\t"                   \
+	"eor w11, w11, w15\n\ttst w11, #0xffff\n\tb.ne " l "\n\tcmp w17, w15, uxth\n\tb.ne 5b\n\t"
+#define PERCPU__A_LIFO_PUT_MANY(src, n, l)                                                                             \
+	"ldr x15, [x14]\n\tand x17, x15, #0xffff\n\tadd x17, x17, %[" n "]\n\tldrh w16, [x14, #10]\n\t"                \
+	"cmp x17, x16\n\tb.hi " l "\n\tmov x9, %[" src "]\n\tmov x11, %[" n                                             \
+	"]\n5:\n\tldr x10, [x9], #8\n\tstr x15, [x10]\n\tand x15, x15, #0xffff\n\tadd x15, x15, x10, lsl #16\n\t"       \
+	"add x15, x15, #1\n\tsubs x11, x11, #1\n\tb.ne 5b\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. */
 #define PERCPU__A_ADD(val)           "ldr x15, [x14]\n\tadd x15, x15, %[" val "]\n\tstr x15, [x14]\n"

@@ -196,21 +196,30 @@
 	"7:\n\t"
 
 /*
- * A magazine with bounds of its own: T0's word is the distance to the first free slot, and the two behind it the least and
- * the most that it may be. Leave if there is nothing to take, or no room; also if the object is the one that was put last.
+ * A magazine as a list through its objects, up to 64 Ki of them. T0's word is the address of the one on top times 64 Ki plus
+ * their number, and the first word of each object is what T0's was before it. The half words behind T0's are the least and the
+ * most of that number at which somebody may take or put. Leave if there is nothing to take, or no room; if the object below
+ * has another number than it should; and if what is put looks as if it were in such a list already.
  */
-#define PERCPU__A_TOP_TAKE(out, l)                                                                                     \
-	"movq (%%rax), %%rcx\n\tcmpq 8(%%rax), %%rcx\n\tjbe " l "\n\tmovq -8(%%rax,%%rcx), %[" out                     \
-	"]\n\tsubq $8, %%rcx\n\t"
-#define PERCPU__A_TOP_PUT(val, l)                                                                                      \
-	"movq (%%rax), %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tjae " l "\n\tcmpq %[" val "], -8(%%rax,%%rcx)\n\tje " l       \
-	"\n\tmovq %[" val "], (%%rax,%%rcx)\n\taddq $8, %%rcx\n\t"
-#define PERCPU__A_TOP_TAKE_MANY(dst, n, bytes, l)                                                                      \
-	"movq (%%rax), %%rcx\n\tsubq %[" bytes "], %%rcx\n\tjb " l "\n\tcmpq 8(%%rax), %%rcx\n\tjb " l                 \
-	"\n\tleaq (%%rax,%%rcx), %%r8\n\tmovq %[" dst "], %%rdx\n\t" PERCPU__A_WORDS(n)
-#define PERCPU__A_TOP_PUT_MANY(src, n, bytes, l)                                                                       \
-	"movq (%%rax), %%rcx\n\tleaq (%%rax,%%rcx), %%rdx\n\taddq %[" bytes                                            \
-	"], %%rcx\n\tcmpq 16(%%rax), %%rcx\n\tja " l "\n\tmovq %[" src "], %%r8\n\t" PERCPU__A_WORDS(n)
+#define PERCPU__SCRATCH_LIFO "rax", "rcx", "rdx", "cc"
+#define PERCPU__A_LIFO_TAKE(out, l)                                                                                    \
+	"movq (%%rax), %%rdx\n\tcmpw 8(%%rax), %%dx\n\tjbe " l "\n\tmovq %%rdx, %[" out "]\n\tshrq $16, %[" out        \
+	"]\n\tmovq (%[" out "]), %%rcx\n\tdecl %%edx\n\tcmpw %%cx, %%dx\n\tjne " l "\n\t"
+#define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
+	"movq (%%rax), %%rcx\n\tcmpw 10(%%rax), %%cx\n\tjae " l "\n\tmovzwl 6(%[" val                                    \
+	"]), %%edx\n\tcmpw 6(%%rax), %%dx\n\tje " l "\n\tmovq %[" val "], %%rdx\n\tshlq $16, %%rdx\n\tmovq %%rcx, (%[" \
+	val "])\n\tmovzwl %%cx, %%ecx\n\tleaq 1(%%rdx,%%rcx), %%rcx\n\t"
+/* The same with n objects, at least one; those that are put are not looked at. */
+#define PERCPU__A_LIFO_TAKE_MANY(dst, n, l)                                                                            \
+	"movq (%%rax), %%rcx\n\tmovzwl 8(%%rax), %%edx\n\taddq %[" n "], %%rdx\n\tmovzwl %%cx, %%r8d\n\t"              \
+	"cmpq %%rdx, %%r8\n\tjb " l "\n\tsubq %[" n "], %%r8\n\tmovq %[" dst                                             \
+	"], %%rdx\n5:\n\tmovq %%rcx, %%r9\n\tshrq $16, %%r9\n\tmovq %%r9, (%%rdx)\n\taddq $8, %%rdx\n\tdecl %%ecx\n\t" \
+	"cmpw (%%r9), %%cx\n\tjne " l "\n\tmovq (%%r9), %%rcx\n\tcmpw %%r8w, %%cx\n\tjne 5b\n\t"
+#define PERCPU__A_LIFO_PUT_MANY(src, n, l)                                                                             \
+	"movq (%%rax), %%rcx\n\tmovzwl %%cx, %%edx\n\taddq %[" n "], %%rdx\n\tmovzwl 10(%%rax), %%r8d\n\t"             \
+	"cmpq %%r8, %%rdx\n\tja " l "\n\tmovq %[" src "], %%rdx\n\tmovq %[" n                                           \
+	"], %%r9\n5:\n\tmovq (%%rdx), %%r8\n\taddq $8, %%rdx\n\tmovq %%rcx, (%%r8)\n\tshlq $16, %%r8\n\t"             \
+	"movzwl %%cx, %%ecx\n\tleaq 1(%%r8,%%rcx), %%rcx\n\tsubq $1, %%r9\n\tjnz 5b\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
 #define PERCPU__A_ADD(val)           "addq %[" val "], (%%rax)\n"
