@@ -401,42 +401,25 @@ void *percpu__take_slow(size_t size, unsigned class, size_t align)
 		errno = ENOMEM;
 		return NULL;
 	}
-	*(uint64_t *)object = 0;
 	if (percpu__malloc_watched & PERCPU__WATCH_ZERO)
 		memset(object, 0, size);
 	return object;
 }
 
-/*
- * The first word of an object looks as if it were in a list. It may be what the program wrote there. Else the object has been
- * freed before: then it is in this magazine, or in the stock, or in its span, or in the magazine of another index, which it
- * spoils, and that shows there.
- */
-static __attribute__((noinline)) void look_for_double(struct percpu__front *front, unsigned class, void *object)
+/* The section leaves if the same object is on top. */
+static void look_for_double(struct percpu__front *front, unsigned class, void *object)
 {
-	void *objects[OBJECTS_MOST + BATCH_MOST];
-	unsigned length = 0, n;
-	uint64_t word = load(&front->magazines[class].word);
+	uintptr_t top;
+	void *other;
 
-	if ((*(uint64_t *)object ^ word) >> 48)
+	if (top_of(load(&front->magazines[class].word)) != object)
 		return;
-	percpu__central_check(class, object);
-	while ((n = number_in(load(&front->magazines[class].word))) && length < OBJECTS_MOST) {
-		n = n < BATCH_MOST ? n : BATCH_MOST;
-		if (take_many(class, objects + length, n) != PERCPU__DONE)
-			break;
-		length += n;
-	}
-	for (unsigned i = 0; i < length; i++)
-		if (objects[i] == object)
-			percpu__malloc_die("an object is freed twice", object);
-	while (length) {
-		n = length < BATCH_MOST ? length : BATCH_MOST;
-		length -= n;
-		if (put_many(class, objects + length, n) != PERCPU__DONE)
-			percpu__central_give(class, objects + length, n);
-	}
-	*(uint64_t *)object = 0;
+	top = take_one(class);
+	other = (void *)top;
+	if (other == object)
+		percpu__malloc_die("an object is freed twice", object);
+	if (top > PERCPU__LEFT_WORD && put_many(class, &other, 1) != PERCPU__DONE)
+		percpu__central_give(class, &other, 1);
 }
 
 static void flush(struct percpu__front *front, unsigned class, void *object)
@@ -477,8 +460,7 @@ void percpu__put_slow(void *object, unsigned class)
 	if (put_one(class, object) == PERCPU__DONE)
 		return;
 	look_for_double(front, class, object);
-	if (put_one(class, object) != PERCPU__DONE)
-		flush(front, class, object);
+	flush(front, class, object);
 }
 
 void percpu__malloc_gather(void)

@@ -5,9 +5,9 @@
  * A magazine's word is the address of the object on top times 64 Ki, plus how many there are; the first word of each object
  * is what the magazine's was before it. So one store puts or takes any number of objects, and who takes one has its address
  * after one load: what the program then stores there is not in the way of the next loads for long. (A stack of pointers
- * needs two loads. Where classes mix, that made a malloc and free 12.5 ns instead of 9, on Zen 3.) And a list whose objects
- * carry the numbers of their places shows most damage: an object that was written to after it was freed has another number
- * than the one on top of it says, and one that is freed a second time still has such a word.
+ * needs two loads. Where classes mix, that made a malloc and free 12 ns instead of 9, on Zen 3.) And a list whose objects carry
+ * the numbers of their places shows damage: an object that was written to after it was freed has another number than the
+ * one on top of it says, and one that is there twice cannot have both of its numbers.
  *
  * Sections change the word. The limits are changed by anybody: how few and how many objects there must be for somebody to
  * take or put. Who makes them CLOSED, and fences, has the magazine to himself.
