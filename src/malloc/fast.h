@@ -32,12 +32,19 @@ static inline struct percpu__magazine *percpu__magazine_at(struct percpu__front 
 	return (struct percpu__magazine *)(void *)((char *)front + distance);
 }
 
+/* @distance: of a magazine. At most PERCPU__LEFT_WORD: the slow path is to be taken. */
+PERCPU__INLINE uintptr_t percpu__fast_try(const struct percpu__malloc_ready *ready, size_t distance)
+{
+	(void)ready, (void)distance;
+	return PERCPU__TRY_WORD(
+		(uintptr_t)percpu__try_take(ready->take_index, percpu__magazine_at(ready->take, distance)));
+}
+
 /* @distance: of the magazine of a class for @size, whose objects all are at multiples of @align. */
 PERCPU__INLINE void *percpu__fast_take(const struct percpu__malloc_ready *ready, size_t size, size_t distance,
 				       size_t align)
 {
-	uintptr_t object = PERCPU__TRY_WORD(
-		(uintptr_t)percpu__try_take(ready->take_index, percpu__magazine_at(ready->take, distance)));
+	uintptr_t object = percpu__fast_try(ready, distance);
 
 	if (PERCPU__UNLIKELY(object <= PERCPU__LEFT_WORD))
 		return percpu__take_slow(size, (unsigned)(distance >> DISTANCE_LOG), align);
