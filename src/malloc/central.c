@@ -166,7 +166,7 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 }
 
 /* The span of an object that is not free, and its number in there; or it dies. */
-static struct percpu__span *find(unsigned class, const void *object, uint64_t *out)
+static struct percpu__span *find(unsigned class, const void *object, const char *what, uint64_t *out)
 {
 	struct percpu__span *span = percpu__span_of(object);
 	uint64_t offset, number;
@@ -178,28 +178,28 @@ static struct percpu__span *find(unsigned class, const void *object, uint64_t *o
 	if (number * span->size != offset || number >= span->objects)
 		percpu__malloc_die("a pointer into an object is freed", object);
 	if (span->is_free[number / 64] >> number % 64 & 1)
-		percpu__malloc_die("an object is freed twice", object);
+		percpu__malloc_die(what, object);
 	*out = number;
 	return span;
 }
 
-void percpu__central_check(unsigned class, const void *object)
+void percpu__central_check(unsigned class, const void *object, const char *what)
 {
 	struct central *c = &centrals[class];
 	uint64_t number;
 
 	percpu__lock_word(&c->word);
-	find(class, object, &number);
+	find(class, object, what, &number);
 	for (unsigned i = 0; i < c->stock; i++)
 		if (c->slots[i] == object)
-			percpu__malloc_die("an object is freed twice", object);
+			percpu__malloc_die(what, object);
 	percpu__unlock_word(&c->word);
 }
 
 static void give_to_span(struct central *c, unsigned class, const void *object)
 {
 	uint64_t number;
-	struct percpu__span *span = find(class, object, &number);
+	struct percpu__span *span = find(class, object, "an object is freed twice", &number);
 
 	span->is_free[number / 64] |= UINT64_C(1) << number % 64;
 	span->free++;
@@ -223,7 +223,9 @@ void percpu__central_give(unsigned class, void *const *objects, unsigned n)
 
 	percpu__lock_word(&c->word);
 	c->stats.given++;
-	count = (unsigned)c->stock_most - c->stock;
+	if (c->stock && c->slots[c->stock - 1] == objects[n - 1])
+		percpu__malloc_die("an object is freed twice", objects[n - 1]);
+	count = c->stock_most > c->stock ? (unsigned)c->stock_most - c->stock : 0;
 	if (count > n)
 		count = n;
 	memcpy(c->slots + c->stock, objects, count * sizeof(*objects));
@@ -252,6 +254,16 @@ void percpu__central_trim(void)
 		}
 		percpu__unlock_word(&c->word);
 	}
+}
+
+void percpu__central_without_stocks(void)
+{
+	for (unsigned i = 1; i <= CLASSES; i++) {
+		percpu__lock_word(&centrals[i].word);
+		centrals[i].stock_most = 0;
+		percpu__unlock_word(&centrals[i].word);
+	}
+	percpu__central_trim();
 }
 
 void percpu__central_stats(unsigned class, struct percpu__class_stats *stats)

@@ -31,8 +31,13 @@ PERCPU_HIDDEN unsigned percpu__batch_of(unsigned class);
 PERCPU_HIDDEN unsigned percpu__central_take(unsigned class, void **out, unsigned n);
 /* Dies with a line on stderr if one of them is no object, or is free already, and that shows. */
 PERCPU_HIDDEN void percpu__central_give(unsigned class, void *const *objects, unsigned n);
-/* Dies if this is no object of the class, or one that is free in its span. */
-PERCPU_HIDDEN void percpu__central_check(unsigned class, const void *object);
+/* Dies if this is no object of the class; with @what if it is free, in its span or in the stock. */
+PERCPU_HIDDEN void percpu__central_check(unsigned class, const void *object, const char *what);
+/*
+ * From now on objects that are given go to their spans at once. Where there are no magazines either, each free object is so
+ * known as one, and whoever frees what is none is found out.
+ */
+PERCPU_HIDDEN void percpu__central_without_stocks(void);
 /* All of the stock back to the spans, so that these may become free. */
 PERCPU_HIDDEN void percpu__central_trim(void);
 

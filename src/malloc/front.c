@@ -148,9 +148,11 @@ static bool start(void)
 			return false;
 	}
 	percpu_describe(&how);
-	/* Where no thread runs sections, or there is no memory for magazines, the stocks do. */
-	if (how.mode != PERCPU_MODE_NONE)
+	/* Where no thread runs sections, or there is no memory for magazines, or each object is to be checked: spans will do. */
+	if (how.mode != PERCPU_MODE_NONE && !(percpu__malloc_watched & PERCPU__WATCH_CHECK))
 		front = percpu_alloc(sizeof(*front), 64);
+	if (!front)
+		percpu__central_without_stocks();
 	__atomic_store_n(&percpu__front, front, __ATOMIC_RELEASE);
 	hot.base = (uintptr_t)percpu__heap.base;
 	hot.units = percpu__heap.bytes >> QUANTUM_LOG;
@@ -159,7 +161,7 @@ static bool start(void)
 		hot.take = front;
 		hot.take_index = percpu__index_offset;
 	}
-	if (front && !(percpu__malloc_watched & PERCPU__WATCH_CHECK)) {
+	if (front) {
 		hot.put = front;
 		hot.put_index = percpu__index_offset;
 	}
@@ -438,8 +440,10 @@ static void flush(struct percpu__front *front, unsigned class, void *object)
 	n = n < half ? n : half;
 	if (!n || take_many(class, objects, n) != PERCPU__DONE)
 		n = 0;
-	objects[n] = object;
-	percpu__central_give(class, objects, n + 1);
+	/* This one stays, so that whoever frees it again meets it. */
+	if (!n || put_one(class, object) != PERCPU__DONE)
+		objects[n++] = object;
+	percpu__central_give(class, objects, n);
 }
 
 void percpu__put_slow(void *object, unsigned class)
@@ -450,8 +454,6 @@ void percpu__put_slow(void *object, unsigned class)
 		percpu__free_other(object);
 		return;
 	}
-	if (percpu__malloc_watched & PERCPU__WATCH_CHECK)
-		percpu__central_check(class, object);
 	front = own_front();
 	if (!front) {
 		percpu__central_give(class, &object, 1);

@@ -80,7 +80,7 @@ enum percpu__watch {
 	PERCPU__WATCH_COUNT = 1,  /* hits are counted */
 	PERCPU__WATCH_SAMPLE = 2, /* percpu__sample_new() is asked each time */
 	PERCPU__WATCH_ZERO = 4,
-	PERCPU__WATCH_CHECK = 8, /* and of each that is freed: its span */
+	PERCPU__WATCH_CHECK = 8, /* and with what is freed: no magazines, no stocks, all wrong pointers are found */
 };
 extern PERCPU_HIDDEN unsigned percpu__malloc_watched;
 

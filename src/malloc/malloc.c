@@ -36,6 +36,13 @@ static inline unsigned class_at(const void *p)
 	return PERCPU__LIKELY(percpu__heap_has(p)) ? percpu__heap.distances[percpu__page_of(p)] >> DISTANCE_LOG : 0;
 }
 
+/* Of an object that is used: where all are checked, it must be one, and not be free. */
+static inline void check(unsigned class, const void *p)
+{
+	if (PERCPU__UNLIKELY(percpu__malloc_watched & PERCPU__WATCH_CHECK) && class)
+		percpu__central_check(class, p, "a free object is used");
+}
+
 void *percpu_malloc(size_t size)
 {
 	return percpu__fast_malloc(percpu__hot(), size);
@@ -144,6 +151,7 @@ size_t percpu_malloc_usable_size(void *p)
 {
 	unsigned class = class_at(p);
 
+	check(class, p);
 	return class ? percpu__class_size(class) : percpu__room_other(p);
 }
 
@@ -162,6 +170,7 @@ void *percpu_realloc(void *p, size_t size)
 	class = class_at(p);
 	if (!class)
 		return percpu__realloc_other(p, size);
+	check(class, p);
 	room = percpu__class_size(class);
 	/* Who shrinks a block a little keeps it. */
 	if (size <= room && size >= room / 2)
