@@ -35,9 +35,14 @@ static inline struct percpu__magazine *percpu__magazine_at(struct percpu__front 
 /* @distance: of a magazine. At most PERCPU__LEFT_WORD: the slow path is to be taken. */
 PERCPU__INLINE uintptr_t percpu__fast_try(const struct percpu__malloc_ready *ready, size_t distance)
 {
-	(void)ready, (void)distance;
-	return PERCPU__TRY_WORD(
+	uintptr_t object = PERCPU__TRY_WORD(
 		(uintptr_t)percpu__try_take(ready->take_index, percpu__magazine_at(ready->take, distance)));
+
+	(void)ready, (void)distance;
+	/* No longer like the word of an object in a list: so it may be freed. */
+	if (PERCPU__LIKELY(object > PERCPU__LEFT_WORD))
+		*(uint64_t *)object = 0;
+	return object;
 }
 
 /* @distance: of the magazine of a class for @size, whose objects all are at multiples of @align. */

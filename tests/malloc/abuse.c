@@ -279,8 +279,9 @@ static void write_past_small(void)
 	char *object = make(40);
 	size_t usable = malloc_usable_size(object);
 
+	/* What is seen, if anything, is damage of the next one. */
 	for (size_t i = 0; i < 16; i++)
-		blame(object)[usable + i] = 0x41;
+		blame(object + usable)[i] = 0x41;
 	free(object);
 	stir();
 }
