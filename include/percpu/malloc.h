@@ -124,7 +124,7 @@ PERCPU_API int percpu_malloc_trim(size_t keep);
 /** What percpu_malloc_info() tells, in bytes. */
 struct percpu_malloc_info {
 	size_t in_use;   /**< in blocks that somebody holds, each as large as its percpu_malloc_usable_size() */
-	size_t cached;   /**< in small blocks that are free: in magazines, and where they have neighbours in use */
+	size_t cached;   /**< in pages of small blocks, but free: in magazines, or beside others in use */
 	size_t free;     /**< in free pages that have memory */
 	size_t released; /**< in free pages whose memory was given back to the system */
 	size_t peak;     /**< the largest sum of in_use and cached so far */

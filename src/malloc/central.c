@@ -65,6 +65,7 @@ void percpu__central_start(void)
 
 		c->size = percpu__class_size(i);
 		c->pages = span_pages(c->size);
+		c->stats.pages = c->pages;
 		c->objects = (uint16_t)(((size_t)c->pages << PAGE_LOG) / c->size);
 		if (c->objects > SPAN_OBJECTS)
 			c->objects = SPAN_OBJECTS;

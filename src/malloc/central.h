@@ -20,6 +20,7 @@ struct percpu__class_stats {
 	uint64_t spans, objects; /* in spans: objects in all */
 	uint64_t free, stock;    /* of these, in spans and in the stock */
 	uint64_t taken, given;   /* batches, so far */
+	uint64_t pages;          /* of a span */
 };
 
 PERCPU_HIDDEN void percpu__central_start(void);

@@ -208,18 +208,22 @@ int percpu_malloc_trim(size_t keep)
 
 int percpu_malloc_info(struct percpu_malloc_info *out)
 {
-	size_t cached = 0, used;
+	size_t small = 0, in_use = 0, used;
 
 	if (!out)
 		return -EINVAL;
 	memset(out, 0, sizeof(*out));
 	if (!percpu__heap.bytes)
 		return 0;
+	/* They are asked one after another. */
 	for (unsigned i = 1; i <= CLASSES; i++) {
 		struct percpu__class_stats stats;
+		size_t free;
 
 		percpu__central_stats(i, &stats);
-		cached += (stats.free + stats.stock + percpu__front_cached(i)) * percpu__class_size(i);
+		free = stats.free + stats.stock + percpu__front_cached(i);
+		in_use += (stats.objects > free ? stats.objects - free : 0) * percpu__class_size(i);
+		small += stats.spans * stats.pages << PAGE_LOG;
 	}
 	percpu__heap_lock();
 	used = percpu__heap_stats.used;
@@ -227,9 +231,8 @@ int percpu_malloc_info(struct percpu_malloc_info *out)
 	out->released = percpu__heap_stats.released;
 	out->peak = percpu__heap_stats.most_used;
 	percpu__heap_unlock();
-	/* They were asked one after another. */
-	out->cached = cached < used ? cached : used;
-	out->in_use = used - out->cached;
+	out->in_use = in_use + (used > small ? used - small : 0);
+	out->cached = used > out->in_use ? used - out->in_use : 0;
 	return 0;
 }
 
