@@ -72,6 +72,8 @@ static void each_function(void **state)
 		percpu_free_sized(p, size);
 		check(p = percpu_aligned_alloc(256, size), size, 256);
 		percpu_free_aligned_sized(p, 256, size);
+		check(p = percpu_aligned_alloc(200, size), size, 256);
+		percpu_malloc_free(p);
 		check(p = percpu_memalign(8192, size), size, 8192);
 		assert_int_equal(percpu_free(p), 0);
 		assert_int_equal(percpu_posix_memalign(&out, 64, size), 0);
