@@ -13,7 +13,12 @@
 #include "malloc/cxx.h"
 #include "malloc/fast.h"
 
-#define FORM __attribute__((visibility("default"), weak, noplt))
+#if __has_attribute(noplt)
+#define NO_PLT __attribute__((noplt))
+#else
+#define NO_PLT
+#endif
+#define FORM NO_PLT __attribute__((visibility("default"), weak))
 #define HOT  __attribute__((aligned(64)))
 
 /* The plain forms. [a]: of arrays; Sm: size; St11align_val_t: alignment. */

@@ -33,7 +33,7 @@ void percpu__cxx_caught(void *exception)
  */
 #define TABLE                                                                                                          \
 	".pushsection .gcc_except_table, \"a\", %progbits\n\t.p2align 2\n"                                             \
-	"9:\t.byte 0xff, 0x9b\n\t.uleb128 7f - 6f\n"                                                                   \
+	".Lpercpu__cxx_table:\t.byte 0xff, 0x9b\n\t.uleb128 7f - 6f\n"                                                 \
 	"6:\t.byte 1\n\t.uleb128 5f - 4f\n"                                                                            \
 	"4:\t.uleb128 0b - percpu__cxx_call, 1b - 0b, 2b - percpu__cxx_call, 1\n\t"                                    \
 	".uleb128 2b - percpu__cxx_call, 3b - 2b, 0, 0\n"                                                              \
@@ -43,7 +43,7 @@ void percpu__cxx_caught(void *exception)
 	".pushsection .text\n\t.globl percpu__cxx_call\n\t.hidden percpu__cxx_call\n\t"                                \
 	".type percpu__cxx_call, %function\n\t.p2align 4\n"                                                            \
 	"percpu__cxx_call:\n\t.cfi_startproc\n\t"                                                                      \
-	".cfi_personality 0x1b, percpu__cxx_personality\n\t.cfi_lsda 0x1b, 9f\n\t"
+	".cfi_personality 0x1b, percpu__cxx_personality\n\t.cfi_lsda 0x1b, .Lpercpu__cxx_table\n\t"
 #define END ".cfi_endproc\n\t.size percpu__cxx_call, . - percpu__cxx_call\n\t" TABLE ".popsection"
 
 #if defined __x86_64__

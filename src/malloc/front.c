@@ -276,7 +276,7 @@ static int take_many(unsigned class, void **objects, unsigned n)
 {
 	int rc = PERCPU__LEFT;
 
-	(void)class, (void)objects;
+	(void)class, (void)objects, (void)n;
 	for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT; i++)
 		rc = PERCPU__TRY(
 			percpu__try_take_many(percpu__index_offset, &percpu__front->magazines[class], objects, n));
@@ -287,7 +287,7 @@ static int put_many(unsigned class, void *const *objects, unsigned n)
 {
 	int rc = PERCPU__LEFT;
 
-	(void)class, (void)objects;
+	(void)class, (void)objects, (void)n;
 	for (int i = 0; i < PERCPU_ABORT_BUDGET && rc == PERCPU__LEFT; i++)
 		rc = PERCPU__TRY(
 			percpu__try_put_many(percpu__index_offset, &percpu__front->magazines[class], objects, n));

@@ -58,8 +58,8 @@ static void each_function(void **state)
 {
 	(void)state;
 	for (size_t size = 0; size < 600000; size = size * 5 / 4 + 1) {
+		void *out = &out, *more[3];
 		unsigned char *p;
-		void *out = &out;
 
 		errno = ERRNO_MARK;
 		p = percpu_malloc(size);
@@ -72,8 +72,10 @@ static void each_function(void **state)
 		percpu_free_sized(p, size);
 		check(p = percpu_aligned_alloc(256, size), size, 256);
 		percpu_free_aligned_sized(p, 256, size);
-		check(p = percpu_aligned_alloc(200, size), size, 256);
-		percpu_malloc_free(p);
+		for (int i = 0; i < 3; i++)
+			check(more[i] = percpu_aligned_alloc(48, size), size, 64);
+		for (int i = 0; i < 3; i++)
+			percpu_malloc_free(more[i]);
 		check(p = percpu_memalign(8192, size), size, 8192);
 		assert_int_equal(percpu_free(p), 0);
 		assert_int_equal(percpu_posix_memalign(&out, 64, size), 0);
