@@ -33,8 +33,11 @@ struct percpu__span {
 	uint16_t objects, free;
 	uint8_t class; /* 0: one large block */
 	bool listed;
-	bool zero;                           /* a large block that nobody has written to */
-	uint64_t size;                       /* of an object, or of the block as it was asked for */
+	bool zero;     /* a large block that nobody has written to */
+	bool moved;    /* its memory came from another place, so the kernel has a mapping of its own for it */
+	bool roomy;    /* the pages behind it are held */
+	uint8_t node;  /* of memory */
+	uint64_t size; /* of an object, or of the block as it was asked for */
 	uint64_t is_free[SPAN_OBJECTS / 64]; /* a bit for each object */
 };
 
@@ -50,23 +53,37 @@ extern PERCPU_HIDDEN struct percpu__heap percpu__heap;
 struct percpu__heap_stats {
 	uint64_t used, most_used; /* in spans */
 	uint64_t free;            /* in regions, and backed by memory as far as known */
-	uint64_t released;        /* given back to the kernel */
+	uint64_t released;        /* given back to the kernel so far */
 };
 extern PERCPU_HIDDEN struct percpu__heap_stats percpu__heap_stats;
 
 /* Reserves the range and its tables; 0 or -errno. Once, under the caller's lock. */
 PERCPU_HIDDEN int percpu__heap_start(void);
 
+/* The node of the CPU that runs the caller, below 64, or what it pretends to be by option. */
+PERCPU_HIDDEN unsigned percpu__heap_node(void);
+
 /*
  * A run of @pages, its address a multiple of @align pages (a power of two). NULL: no memory. @class goes into the table; large
  * blocks have 0. @node: of memory, as the kernel counts them.
  */
 PERCPU_HIDDEN struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class, unsigned node);
-PERCPU_HIDDEN void percpu__span_free(struct percpu__span *span);
+/*
+ * For a large block that grows: more pages for it where it is, or pages for it to move to, with free ones behind them if there
+ * are such. @fresh: how many of these have no memory yet. False, NULL: it cannot, nothing has changed.
+ */
+PERCPU_HIDDEN bool percpu__span_grow(struct percpu__span *span, size_t pages);
+PERCPU_HIDDEN struct percpu__span *percpu__span_new_roomy(size_t pages, unsigned node, size_t *fresh);
+/* The memory of @pages at the start of one block becomes that of another, as far as the kernel does that. Returns how many. */
+PERCPU_HIDDEN size_t percpu__span_move(struct percpu__span *to, struct percpu__span *from, size_t pages);
 /* A large block loses its last pages. */
 PERCPU_HIDDEN void percpu__span_cut(struct percpu__span *span, size_t pages);
+PERCPU_HIDDEN void percpu__span_free(struct percpu__span *span);
 
-/* Under the lock: gives free pages back to the kernel, up to @most bytes, but not the last @keep ones. Returns how many bytes. */
+/*
+ * Under the lock, which it leaves in between: gives free pages back to the kernel, up to @most bytes or a region more, but not
+ * the last @keep ones. Returns how many bytes.
+ */
 PERCPU_HIDDEN size_t percpu__heap_release(size_t most, size_t keep);
 
 PERCPU_HIDDEN void percpu__heap_lock(void);

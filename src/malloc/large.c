@@ -4,26 +4,52 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
-#include "base/sys.h"
 #include "malloc/front.h"
 #include "malloc/large.h"
 
-/* Blocks from here on grow by moving pages instead of bytes. */
-#define REMAP_LEAST ((size_t)256 << 10)
+/*
+ * A block that must move takes its memory along instead of what is in it from the first size on if the new place has less
+ * memory than the old one, and from the second on always. (A fault costs more than to copy a page, but memory that moves leaves
+ * none behind, and gives the kernel a mapping more to keep.)
+ */
+#define MOVE_LEAST  ((size_t)1 << 20)
+#define MOVE_ALWAYS ((size_t)64 << 20)
+/* What shrinks to less becomes a small object. */
+#define LARGE_LEAST (SMALL_MOST / 4)
 
-static struct percpu__span *new_span(size_t size, size_t align)
+static size_t pages_for(size_t size)
 {
-	size_t pages = (size + PAGE - 1) >> PAGE_LOG;
+	return size ? (size + PAGE - 1) >> PAGE_LOG : 1;
+}
+
+static void *fail(void)
+{
+	errno = ENOMEM;
+	return NULL;
+}
+
+/* @fresh: if not NULL, the block will probably grow. */
+static struct percpu__span *new_span(size_t size, size_t align, size_t *fresh)
+{
+	size_t pages = pages_for(size);
+
+	if (fresh)
+		return percpu__span_new_roomy(pages, percpu__heap_node(), fresh);
+	return percpu__span_new(pages, align > PAGE ? align >> PAGE_LOG : 1, 0, percpu__heap_node());
+}
+
+static struct percpu__span *new_block(size_t size, size_t align, size_t *fresh)
+{
 	struct percpu__span *span;
 
 	if (size > PTRDIFF_MAX || align > PTRDIFF_MAX || !percpu__malloc_start())
 		return NULL;
-	span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0, 0);
+	span = new_span(size, align, fresh);
 	if (!span && percpu__heap.bytes) {
+		/* Before giving up. */
 		percpu__malloc_gather();
-		span = percpu__span_new(pages ? pages : 1, align > PAGE ? align >> PAGE_LOG : 1, 0, 0);
+		span = new_span(size, align, fresh);
 	}
 	if (span)
 		span->size = size;
@@ -32,13 +58,11 @@ static struct percpu__span *new_span(size_t size, size_t align)
 
 void *percpu__large_new(size_t size, size_t align, bool zero)
 {
-	struct percpu__span *span = new_span(size, align);
+	struct percpu__span *span = new_block(size, align, NULL);
 	void *p;
 
-	if (!span) {
-		errno = ENOMEM;
-		return NULL;
-	}
+	if (!span)
+		return fail();
 	p = percpu__page_address(span->page);
 	if (zero && !span->zero)
 		memset(p, 0, size);
@@ -68,49 +92,48 @@ size_t percpu__room_other(void *p)
 	return p ? span_at(p, "not a block of the heap is used")->pages << PAGE_LOG : 0;
 }
 
-/* Moves the pages of one large block to another, which is larger. The old addresses stay reserved, and are fresh. */
-static bool move_pages(struct percpu__span *to, struct percpu__span *from)
+void *percpu__large_new_roomy(size_t size)
 {
-	size_t bytes = from->pages << PAGE_LOG;
-	long rc =
-		percpu__sys6(SYS_mremap, (long)percpu__page_address(from->page), (long)bytes, (long)bytes,
-			     MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, (long)percpu__page_address(to->page), 0);
+	size_t fresh;
+	struct percpu__span *span = new_block(size, 1, &fresh);
 
-	return rc == (long)percpu__page_address(to->page);
+	return span ? percpu__page_address(span->page) : fail();
+}
+
+static void *move(struct percpu__span *span, size_t size)
+{
+	char *old = percpu__page_address(span->page), *new;
+	size_t fresh, bytes = span->pages << PAGE_LOG, done = 0;
+	struct percpu__span *larger = new_block(size, 1, &fresh);
+
+	if (!larger)
+		return fail();
+	new = percpu__page_address(larger->page);
+	if (bytes >= MOVE_ALWAYS || (bytes >= MOVE_LEAST && fresh > span->pages / 2))
+		done = percpu__span_move(larger, span, span->pages) << PAGE_LOG;
+	memcpy(new + done, old + done, bytes - done);
+	percpu__span_free(span);
+	return new;
 }
 
 void *percpu__realloc_other(void *p, size_t size)
 {
-	struct percpu__span *span = span_at(p, "not a block of the heap is reallocated"), *larger;
-	size_t room = span->pages << PAGE_LOG, pages = (size + PAGE - 1) >> PAGE_LOG;
+	struct percpu__span *span = span_at(p, "not a block of the heap is reallocated");
+	size_t pages = pages_for(size);
 	void *q;
 
-	if (size <= room && size > SMALL_MOST) {
-		if (pages < span->pages)
-			percpu__span_cut(span, pages);
-		span->size = size;
-		return p;
-	}
-	if (size <= SMALL_MOST) {
+	if (size < LARGE_LEAST && pages < span->pages) {
 		q = percpu__take_slow(size, percpu__class_of(size), QUANTUM);
 		if (!q)
 			return NULL;
-		memcpy(q, p, size < room ? size : room);
+		memcpy(q, p, size);
 		percpu__span_free(span);
 		return q;
 	}
-	/* Somewhat more than asked for: who grows once grows again. */
-	larger = size + size / 8 > size ? new_span(size + size / 8, 1) : NULL;
-	if (!larger)
-		larger = new_span(size, 1);
-	if (!larger) {
-		errno = ENOMEM;
-		return NULL;
-	}
-	larger->size = size;
-	q = percpu__page_address(larger->page);
-	if (room < REMAP_LEAST || !move_pages(larger, span))
-		memcpy(q, p, room < size ? room : size);
-	percpu__span_free(span);
-	return q;
+	if (pages < span->pages)
+		percpu__span_cut(span, pages);
+	else if (pages > span->pages && (size > PTRDIFF_MAX || !percpu__span_grow(span, pages)))
+		return move(span, size);
+	span->size = size;
+	return p;
 }

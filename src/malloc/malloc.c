@@ -175,7 +175,7 @@ void *percpu_realloc(void *p, size_t size)
 	/* Who shrinks a block a little keeps it. */
 	if (size <= room && size >= room / 2)
 		return p;
-	q = get(size);
+	q = size > room && size >= GROW_LEAST ? percpu__large_new_roomy(size) : get(size);
 	if (q) {
 		memcpy(q, p, room < size ? room : size);
 		put(p);

@@ -93,16 +93,18 @@ static void *allocate(size_t i, size_t size)
 /* Until there is no more. Returns how many. */
 static size_t fill(size_t size)
 {
-	size_t n = 0;
+	size_t n = 0, most = started ? MOST_OBJECTS / 2 : MOST_OBJECTS;
 
-	for (; n < (started ? MOST_OBJECTS / 2 : MOST_OBJECTS); n++) {
+	if (most > 4 * ROOM / size)
+		most = 4 * ROOM / size;
+	for (; n < most; n++) {
 		errno = 0;
 		objects[n] = allocate(n, size);
 		if (!objects[n])
 			break;
 		subject_fill(objects[n], size, n);
 	}
-	if (n == (started ? MOST_OBJECTS / 2 : MOST_OBJECTS)) {
+	if (n == most) {
 		/* What was reserved before counts no more. (Where the limit is there from the start, this cannot be.) */
 		printf("%s: more than %zu objects of %zu bytes, from what was reserved before\n", what, n, size);
 		fflush(stdout);
