@@ -4,6 +4,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/lock.h"
@@ -11,20 +12,31 @@
 #include "malloc/central.h"
 
 #define STOCK_MOST  (4 * BATCH_MOST)
-#define BATCH_BYTES ((size_t)64 << 10) /* a batch of large objects is not more than this, but at least one */
-#define SPAN_LEAST  ((size_t)32 << 10)
+#define BATCH_BYTES ((size_t)8 << 10)  /* a batch of large objects is not more than this, but at least one */
+#define STOCK_BYTES ((size_t)64 << 10) /* of large objects */
+#define LEVELS      8U                 /* spans by how full they are */
+#define NODES       64U
 
-/* One for each class, in lines of its own. */
-static struct central {
+/* Of one class and node of memory, in lines of its own. */
+struct central {
 	uint32_t word; /* its lock */
 	uint16_t stock, stock_most, batch;
 	uint16_t objects; /* of a span */
 	uint32_t pages;
-	uint64_t size;
-	struct percpu__span *partial; /* spans with free objects, and all free ones but the one that was free first */
+	uint64_t size, inverse;              /* 2^32 / size, rounded up */
+	unsigned partial;                    /* spans with free objects */
+	struct percpu__span *levels[LEVELS]; /* those, by the eighths of their objects that are in use */
 	struct percpu__class_stats stats;
 	void *slots[STOCK_MOST];
-} __attribute__((aligned(128))) centrals[CLASSES + 1];
+} __attribute__((aligned(128)));
+
+struct node {
+	struct central centrals[CLASSES + 1];
+};
+static struct node first_node;
+static struct node *nodes[NODES] = { &first_node };
+static uint32_t nodes_word; /* lock of making one */
+static bool several;        /* nodes */
 
 void percpu__malloc_die(const char *what, const void *address)
 {
@@ -43,7 +55,10 @@ void percpu__malloc_die(const char *what, const void *address)
 	abort();
 }
 
-/* As few pages as hold many objects, of which a sixteenth at most is left over. */
+/*
+ * As few pages as are used up by objects but for a sixteenth at most: what still is in use of many small spans takes less memory than what
+ * is of a few large ones.
+ */
 static uint32_t span_pages(size_t size)
 {
 	for (uint32_t pages = 1;; pages++) {
@@ -51,43 +66,90 @@ static uint32_t span_pages(size_t size)
 
 		if (objects > SPAN_OBJECTS)
 			objects = SPAN_OBJECTS;
-		if (objects && (bytes >= SPAN_LEAST || objects == SPAN_OBJECTS) &&
-		    (bytes - objects * size) * 16 <= bytes && (objects >= 4 || pages >= 32))
+		if (objects && (bytes - objects * size) * 16 <= bytes)
 			return pages;
 	}
 }
 
-void percpu__central_start(void)
+static void start_node(struct node *node)
 {
 	for (unsigned i = 1; i <= CLASSES; i++) {
-		struct central *c = &centrals[i];
+		struct central *c = &node->centrals[i];
 		size_t batch;
 
 		c->size = percpu__class_size(i);
+		c->inverse = ((UINT64_C(1) << 32) + c->size - 1) / c->size;
 		c->pages = span_pages(c->size);
 		c->stats.pages = c->pages;
 		c->objects = (uint16_t)(((size_t)c->pages << PAGE_LOG) / c->size);
 		if (c->objects > SPAN_OBJECTS)
 			c->objects = SPAN_OBJECTS;
-		batch = BATCH_BYTES / c->size / 8;
+		batch = BATCH_BYTES / c->size;
 		c->batch = (uint16_t)(batch < 1 ? 1 : batch > BATCH_MOST / 2 ? BATCH_MOST / 2 : batch);
-		c->stock_most = (uint16_t)(c->batch * 4);
+		c->stock_most = (uint16_t)(c->size > BATCH_BYTES ? STOCK_BYTES / c->size : c->batch * 4U);
 	}
+}
+
+void percpu__central_start(void)
+{
+	start_node(&first_node);
 }
 
 unsigned percpu__batch_of(unsigned class)
 {
-	return centrals[class].batch;
+	return first_node.centrals[class].batch;
+}
+
+static struct node *make_node(unsigned number)
+{
+	struct node *node;
+	long p;
+
+	percpu__lock_word(&nodes_word);
+	node = nodes[number];
+	if (!node) {
+		p = percpu__sys6(SYS_mmap, 0, sizeof(*node), PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		/* Without memory for it, the first node does for both, this time. */
+		if (p > 0) {
+			node = (struct node *)p;
+			start_node(node);
+			for (unsigned i = 1; i <= CLASSES; i++)
+				if (!first_node.centrals[i].stock_most)
+					node->centrals[i].stock_most = 0;
+			__atomic_store_n(&nodes[number], node, __ATOMIC_RELEASE);
+			__atomic_store_n(&several, true, __ATOMIC_RELAXED);
+		}
+	}
+	percpu__unlock_word(&nodes_word);
+	return node ? node : &first_node;
+}
+
+static struct node *node_at(unsigned number)
+{
+	struct node *node = __atomic_load_n(&nodes[number], __ATOMIC_ACQUIRE);
+
+	return PERCPU__LIKELY(node != NULL) ? node : make_node(number);
+}
+
+/* Spans with free objects. */
+
+static struct percpu__span **level_of(struct central *c, const struct percpu__span *span)
+{
+	return &c->levels[(unsigned)(span->objects - span->free) * LEVELS / span->objects];
 }
 
 static void list_span(struct central *c, struct percpu__span *span)
 {
+	struct percpu__span **head = level_of(c, span);
+
 	span->previous = NULL;
-	span->next = c->partial;
-	if (c->partial)
-		c->partial->previous = span;
-	c->partial = span;
+	span->next = *head;
+	if (*head)
+		(*head)->previous = span;
+	*head = span;
 	span->listed = true;
+	c->partial++;
 }
 
 static void unlist_span(struct central *c, struct percpu__span *span)
@@ -95,15 +157,25 @@ static void unlist_span(struct central *c, struct percpu__span *span)
 	if (span->previous)
 		span->previous->next = span->next;
 	else
-		c->partial = span->next;
+		*level_of(c, span) = span->next;
 	if (span->next)
 		span->next->previous = span->previous;
 	span->listed = false;
+	c->partial--;
 }
 
-static struct percpu__span *new_span(struct central *c, unsigned class)
+/* The fullest: so that others may become free. */
+static struct percpu__span *best_span(const struct central *c)
 {
-	struct percpu__span *span = percpu__span_new(c->pages, 1, class, 0);
+	for (unsigned i = LEVELS; c->partial && i-- > 0;)
+		if (c->levels[i])
+			return c->levels[i];
+	return NULL;
+}
+
+static struct percpu__span *new_span(struct central *c, unsigned class, unsigned node)
+{
+	struct percpu__span *span = percpu__span_new(c->pages, 1, class, node);
 
 	if (!span)
 		return NULL;
@@ -114,6 +186,7 @@ static struct percpu__span *new_span(struct central *c, unsigned class)
 				   : span->objects > i * 64      ? (UINT64_C(1) << span->objects % 64) - 1
 								 : 0;
 	c->stats.spans++;
+	c->stats.new_spans++;
 	c->stats.objects += span->objects;
 	c->stats.free += span->objects;
 	list_span(c, span);
@@ -126,6 +199,7 @@ static unsigned take_from_span(struct central *c, struct percpu__span *span, voi
 	char *base = percpu__page_address(span->page);
 	unsigned count = 0;
 
+	unlist_span(c, span);
 	for (unsigned i = 0; i < SPAN_OBJECTS / 64 && count < n; i++)
 		while (span->is_free[i] && count < n) {
 			unsigned object = i * 64 + (unsigned)__builtin_ctzl(span->is_free[i]);
@@ -135,39 +209,41 @@ static unsigned take_from_span(struct central *c, struct percpu__span *span, voi
 		}
 	span->free = (uint16_t)(span->free - count);
 	c->stats.free -= count;
-	if (!span->free)
-		unlist_span(c, span);
+	if (span->free)
+		list_span(c, span);
 	return count;
 }
 
 unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 {
-	struct central *c = &centrals[class];
-	unsigned count;
+	unsigned node = percpu__heap_node(), count;
+	struct central *c = &node_at(node)->centrals[class];
 
 	percpu__lock_word(&c->word);
 	count = c->stock < n ? c->stock : n;
 	c->stock = (uint16_t)(c->stock - count);
 	memcpy(out, c->slots + c->stock, count * sizeof(*out));
+	c->stats.taken++;
+	c->stats.stock_misses += count < n;
 	while (count < n) {
-		struct percpu__span *span = c->partial;
+		struct percpu__span *span = best_span(c);
 
 		/* A new one only if there is nothing at all. */
 		if (!span && count)
 			break;
 		if (!span)
-			span = new_span(c, class);
+			span = new_span(c, class, node);
 		if (!span)
 			break;
 		count += take_from_span(c, span, out + count, n - count);
 	}
-	c->stats.taken++;
 	percpu__unlock_word(&c->word);
 	return count;
 }
 
 /* The span of an object that is not free, and its number in there; or it dies. */
-static struct percpu__span *find(unsigned class, const void *object, const char *what, uint64_t *out)
+static struct percpu__span *find(const struct central *c, unsigned class, const void *object, const char *what,
+				 uint64_t *out)
 {
 	struct percpu__span *span = percpu__span_of(object);
 	uint64_t offset, number;
@@ -175,7 +251,7 @@ static struct percpu__span *find(unsigned class, const void *object, const char 
 	if (!span || span->class != class)
 		percpu__malloc_die("not an object of the heap is freed", object);
 	offset = (uint64_t)((const char *)object - percpu__page_address(span->page));
-	number = offset / span->size;
+	number = offset * c->inverse >> 32;
 	if (number * span->size != offset || number >= span->objects)
 		percpu__malloc_die("a pointer into an object is freed", object);
 	if (span->is_free[number / 64] >> number % 64 & 1)
@@ -184,116 +260,198 @@ static struct percpu__span *find(unsigned class, const void *object, const char 
 	return span;
 }
 
+/* Of who owns the memory of an object of this class. */
+static struct central *central_of(unsigned class, const void *object)
+{
+	const struct percpu__span *span;
+
+	if (PERCPU__LIKELY(!__atomic_load_n(&several, __ATOMIC_RELAXED)))
+		return &first_node.centrals[class];
+	span = percpu__span_of(object);
+	return &(span ? node_at(span->node % NODES) : &first_node)->centrals[class];
+}
+
 void percpu__central_check(unsigned class, const void *object, const char *what)
 {
-	struct central *c = &centrals[class];
+	struct central *c = central_of(class, object);
 	uint64_t number;
 
 	percpu__lock_word(&c->word);
-	find(class, object, what, &number);
+	find(c, class, object, what, &number);
 	for (unsigned i = 0; i < c->stock; i++)
 		if (c->slots[i] == object)
 			percpu__malloc_die(what, object);
 	percpu__unlock_word(&c->word);
 }
 
-static void give_to_span(struct central *c, unsigned class, const void *object)
+static void drop_span(struct central *c, struct percpu__span *span, struct percpu__span **dead)
+{
+	unlist_span(c, span);
+	c->stats.spans--;
+	c->stats.objects -= span->objects;
+	c->stats.free -= span->objects;
+	span->next = *dead;
+	*dead = span;
+}
+
+/* Spans that become free are for who has the lock, to give away once he has it no more. */
+static void give_to_span(struct central *c, unsigned class, const void *object, struct percpu__span **dead)
 {
 	uint64_t number;
-	struct percpu__span *span = find(class, object, "an object is freed twice", &number);
+	struct percpu__span *span = find(c, class, object, "an object is freed twice", &number);
 
+	if (span->listed)
+		unlist_span(c, span);
 	span->is_free[number / 64] |= UINT64_C(1) << number % 64;
 	span->free++;
 	c->stats.free++;
-	if (!span->listed)
-		list_span(c, span);
+	list_span(c, span);
 	/* One that is free is kept, so that an object that comes and goes does not take its span along. */
-	if (span->free == span->objects && (span->next || span->previous)) {
-		unlist_span(c, span);
-		c->stats.spans--;
-		c->stats.objects -= span->objects;
-		c->stats.free -= span->objects;
-		percpu__span_free(span);
+	if (span->free == span->objects && c->partial > 1)
+		drop_span(c, span, dead);
+}
+
+static void bury(struct percpu__span *dead)
+{
+	while (dead) {
+		struct percpu__span *next = dead->next;
+
+		percpu__span_free(dead);
+		dead = next;
 	}
 }
 
-void percpu__central_give(unsigned class, void *const *objects, unsigned n)
+/* All of one node. */
+static void give(struct central *c, unsigned class, void *const *objects, unsigned n)
 {
-	struct central *c = &centrals[class];
-	unsigned count;
+	struct percpu__span *dead = NULL;
+	uint64_t in_use;
+	unsigned most, count;
 
 	percpu__lock_word(&c->word);
 	c->stats.given++;
 	if (c->stock && c->slots[c->stock - 1] == objects[n - 1])
 		percpu__malloc_die("an object is freed twice", objects[n - 1]);
-	count = c->stock_most > c->stock ? (unsigned)c->stock_most - c->stock : 0;
-	if (count > n)
-		count = n;
+	/* What is not in use any more had better become free spans. */
+	in_use = c->stats.objects - c->stats.free - c->stock;
+	most = in_use / 8 < c->stock_most ? (unsigned)in_use / 8 : c->stock_most;
+	while (c->stock > most)
+		give_to_span(c, class, c->slots[--c->stock], &dead);
+	count = most - c->stock < n ? most - c->stock : n;
 	memcpy(c->slots + c->stock, objects, count * sizeof(*objects));
 	c->stock = (uint16_t)(c->stock + count);
 	for (; count < n; count++)
-		give_to_span(c, class, objects[count]);
+		give_to_span(c, class, objects[count], &dead);
 	percpu__unlock_word(&c->word);
+	bury(dead);
 }
+
+void percpu__central_give(unsigned class, void *const *objects, unsigned n)
+{
+	unsigned from = 0;
+
+	/* Neighbours mostly come from one node. */
+	for (unsigned i = 1; i <= n; i++)
+		if (i == n ||
+		    (PERCPU__UNLIKELY(several) && central_of(class, objects[i]) != central_of(class, objects[from]))) {
+			give(central_of(class, objects[from]), class, objects + from, i - from);
+			from = i;
+		}
+}
+
+uint64_t percpu__central_in_use(unsigned class)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < (several ? NODES : 1); i++) {
+		const struct node *node = __atomic_load_n(&nodes[i], __ATOMIC_ACQUIRE);
+		const struct central *c = node ? &node->centrals[class] : NULL;
+		uint64_t objects = c ? __atomic_load_n(&c->stats.objects, __ATOMIC_RELAXED) : 0;
+		uint64_t free = c ? __atomic_load_n(&c->stats.free, __ATOMIC_RELAXED) + c->stock : 0;
+
+		sum += objects > free ? objects - free : 0;
+	}
+	return sum;
+}
+
+#define EACH_CENTRAL(c, class)                                                                                         \
+	for (unsigned node_ = 0; node_ < NODES; node_++)                                                               \
+		if (__atomic_load_n(&nodes[node_], __ATOMIC_ACQUIRE))                                                  \
+			for (unsigned class = 1; class <= CLASSES; class ++)                                           \
+				for (struct central *c = &nodes[node_]->centrals[class], *once_ = c; once_;            \
+				     once_ = NULL)
 
 void percpu__central_trim(void)
 {
-	for (unsigned i = 1; i <= CLASSES; i++) {
-		struct central *c = &centrals[i];
+	EACH_CENTRAL(c, class)
+	{
+		struct percpu__span *dead = NULL;
 
 		percpu__lock_word(&c->word);
 		while (c->stock)
-			give_to_span(c, i, c->slots[--c->stock]);
-		if (c->partial && c->partial->free == c->partial->objects) {
-			struct percpu__span *span = c->partial;
-
-			unlist_span(c, span);
-			c->stats.spans--;
-			c->stats.objects -= span->objects;
-			c->stats.free -= span->objects;
-			percpu__span_free(span);
-		}
+			give_to_span(c, class, c->slots[--c->stock], &dead);
+		if (c->levels[0] && c->levels[0]->free == c->levels[0]->objects)
+			drop_span(c, c->levels[0], &dead);
 		percpu__unlock_word(&c->word);
+		bury(dead);
 	}
 }
 
 void percpu__central_without_stocks(void)
 {
-	for (unsigned i = 1; i <= CLASSES; i++) {
-		percpu__lock_word(&centrals[i].word);
-		centrals[i].stock_most = 0;
-		percpu__unlock_word(&centrals[i].word);
+	EACH_CENTRAL(c, class)
+	{
+		percpu__lock_word(&c->word);
+		c->stock_most = 0;
+		percpu__unlock_word(&c->word);
 	}
 	percpu__central_trim();
 }
 
 void percpu__central_stats(unsigned class, struct percpu__class_stats *stats)
 {
-	struct central *c = &centrals[class];
+	memset(stats, 0, sizeof(*stats));
+	for (unsigned i = 0; i < NODES; i++) {
+		struct node *node = __atomic_load_n(&nodes[i], __ATOMIC_ACQUIRE);
+		struct central *c = node ? &node->centrals[class] : NULL;
 
-	percpu__lock_word(&c->word);
-	*stats = c->stats;
-	stats->stock = c->stock;
-	percpu__unlock_word(&c->word);
+		if (!c)
+			continue;
+		percpu__lock_word(&c->word);
+		stats->spans += c->stats.spans;
+		stats->objects += c->stats.objects;
+		stats->free += c->stats.free;
+		stats->stock += c->stock;
+		stats->taken += c->stats.taken;
+		stats->given += c->stats.given;
+		stats->stock_misses += c->stats.stock_misses;
+		stats->new_spans += c->stats.new_spans;
+		stats->pages = c->pages;
+		percpu__unlock_word(&c->word);
+	}
 }
 
+/* In the order of nodes and classes, then the heap. */
 void percpu__central_lock_all(void)
 {
-	for (unsigned i = 1; i <= CLASSES; i++)
-		percpu__lock_word(&centrals[i].word);
+	percpu__lock_word(&nodes_word);
+	EACH_CENTRAL(c, class)
+	percpu__lock_word(&c->word);
 	percpu__heap_lock();
 }
 
 void percpu__central_unlock_all(void)
 {
 	percpu__heap_unlock();
-	for (unsigned i = 1; i <= CLASSES; i++)
-		percpu__unlock_word(&centrals[i].word);
+	EACH_CENTRAL(c, class)
+	percpu__unlock_word(&c->word);
+	percpu__unlock_word(&nodes_word);
 }
 
 void percpu__central_relock_all(void)
 {
-	for (unsigned i = 1; i <= CLASSES; i++)
-		__atomic_store_n(&centrals[i].word, 1, __ATOMIC_RELAXED);
+	EACH_CENTRAL(c, class)
+	__atomic_store_n(&c->word, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&nodes_word, 1, __ATOMIC_RELAXED);
 	percpu__heap_relock();
 }

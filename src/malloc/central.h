@@ -20,6 +20,8 @@ struct percpu__class_stats {
 	uint64_t spans, objects; /* in spans: objects in all */
 	uint64_t free, stock;    /* of these, in spans and in the stock */
 	uint64_t taken, given;   /* batches, so far */
+	uint64_t stock_misses;   /* batches for which spans had to be asked */
+	uint64_t new_spans;      /* so far */
 	uint64_t pages;          /* of a span */
 };
 
@@ -41,6 +43,9 @@ PERCPU_HIDDEN void percpu__central_check(unsigned class, const void *object, con
 PERCPU_HIDDEN void percpu__central_without_stocks(void);
 /* All of the stock back to the spans, so that these may become free. */
 PERCPU_HIDDEN void percpu__central_trim(void);
+
+/* Objects of a class that are neither in spans nor in stocks, roughly. */
+PERCPU_HIDDEN uint64_t percpu__central_in_use(unsigned class);
 
 PERCPU_HIDDEN void percpu__central_stats(unsigned class, struct percpu__class_stats *stats);
 

@@ -39,9 +39,6 @@ PERCPU__INLINE uintptr_t percpu__fast_try(const struct percpu__malloc_ready *rea
 		(uintptr_t)percpu__try_take(ready->take_index, percpu__magazine_at(ready->take, distance)));
 
 	(void)ready, (void)distance;
-	/* No longer like the word of an object in a list: so it may be freed. */
-	if (PERCPU__LIKELY(object > PERCPU__LEFT_WORD))
-		*(uint64_t *)object = 0;
 	return object;
 }
 

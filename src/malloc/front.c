@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sys/random.h>
 #include <string.h>
 #include <sys/single_threaded.h>
 #include <time.h>
@@ -15,6 +16,7 @@
 #include "base/sys.h"
 #include "gate/gate.h"
 #include "malloc/fast.h"
+#include "malloc/options.h"
 #include "rseq/thread.h"
 
 /* In a magazine; less than CLOSED. */
@@ -167,6 +169,9 @@ static bool start(void)
 	}
 	ready_late = hot;
 	__atomic_store_n(&percpu__malloc_hot, &ready_late, __ATOMIC_RELEASE);
+	percpu__malloc_ready.base = hot.base;
+	percpu__malloc_ready.pages = hot.pages;
+	__atomic_store_n(&percpu__malloc_ready.units, hot.units, __ATOMIC_RELEASE);
 	if (__libc_single_threaded)
 		percpu__malloc_ready = hot;
 	pthread_atfork(before_fork, after_fork, in_child);
@@ -213,6 +218,27 @@ static void shrink_another(struct percpu__front *front, unsigned class, uint64_t
 	}
 }
 
+/*
+ * A magazine need not hold more than an eighth of what is in use of its class, beside a batch. Who frees what a program does
+ * not need any more finds that out.
+ */
+static unsigned useful_most(unsigned class)
+{
+	uint64_t most = percpu__central_in_use(class) / 8, batch = percpu__batch_of(class);
+
+	return most > batch ? most < CLOSED ? (unsigned)most : CLOSED : (unsigned)batch;
+}
+
+static void shrink(struct percpu__front *front, unsigned class)
+{
+	unsigned most = useful_most(class), batch = percpu__batch_of(class);
+	uint32_t limits = load_limits(&front->magazines[class]);
+	uint32_t less = most_in(limits) > most ? (most_in(limits) - most) / batch * batch : 0;
+
+	if (less && change_limits(&front->magazines[class], limits, limits - (less << 16)))
+		__atomic_fetch_sub(&front->room, bytes_of(class, less), __ATOMIC_RELAXED);
+}
+
 static void grow(struct percpu__front *front, unsigned class)
 {
 	struct percpu__magazine *m = &front->magazines[class];
@@ -220,7 +246,8 @@ static void grow(struct percpu__front *front, unsigned class)
 	unsigned batch = percpu__batch_of(class);
 	uint64_t more = bytes_of(class, batch);
 
-	if (limits == CLOSED || most_in(limits) + batch > most_of(class))
+	if (limits == CLOSED || most_in(limits) + batch > most_of(class) ||
+	    most_in(limits) + batch > useful_most(class))
 		return;
 	if (load(&front->room) + more > percpu__front_room)
 		shrink_another(front, class, more);
@@ -343,6 +370,25 @@ static unsigned next_refill(struct percpu__magazine *m, unsigned class)
 	return n;
 }
 
+static void swap(void **a, void **b)
+{
+	void *was = *a;
+
+	*a = *b;
+	*b = was;
+}
+
+/* What is next is not to be guessed from what came before. */
+static void shuffle(void **objects, unsigned n)
+{
+	unsigned char dice[BATCH_MOST];
+
+	if (percpu__sys4(SYS_getrandom, (long)dice, n, GRND_NONBLOCK, 0) != (long)n)
+		return;
+	for (unsigned i = n - 1; i > 0; i--)
+		swap(&objects[i], &objects[dice[i] % (i + 1)]);
+}
+
 /* NULL: no memory. */
 static void *refill(struct percpu__front *front, unsigned class)
 {
@@ -357,13 +403,11 @@ static void *refill(struct percpu__front *front, unsigned class)
 	n = percpu__central_take(class, objects, next_refill(&front->magazines[class], class));
 	if (!n)
 		return NULL;
-	/* The lowest addresses on top. */
-	for (unsigned i = 1, j = n - 1; i < j; i++, j--) {
-		void *object = objects[i];
-
-		objects[i] = objects[j];
-		objects[j] = object;
-	}
+	if (PERCPU__UNLIKELY(percpu__malloc_options.random))
+		shuffle(objects, n);
+	else /* The lowest addresses on top. */
+		for (unsigned i = 1, j = n - 1; i < j; i++, j--)
+			swap(&objects[i], &objects[j]);
 	if (n > 1 && put_many(class, objects + 1, n - 1) != PERCPU__DONE)
 		percpu__central_give(class, objects + 1, n - 1);
 	return objects[0];
@@ -427,7 +471,7 @@ static void look_for_double(struct percpu__front *front, unsigned class, void *o
 static void flush(struct percpu__front *front, unsigned class, void *object)
 {
 	void *objects[BATCH_MOST + 1];
-	unsigned n = percpu__batch_of(class), half;
+	unsigned n = percpu__batch_of(class), half, number;
 
 	count(&front->turns);
 	count(&front->counts[class].flushes);
@@ -435,9 +479,13 @@ static void flush(struct percpu__front *front, unsigned class, void *object)
 	if (put_one(class, object) == PERCPU__DONE)
 		return;
 	look_for_damage(front, class);
+	shrink(front, class);
 	/* Those that were put last go, but some stay for who takes next. */
 	half = (most_in(load_limits(&front->magazines[class])) + 1) / 2;
+	number = number_in(load(&front->magazines[class].word));
 	n = n < half ? n : half;
+	n = number > half + n ? number - half : n;
+	n = n < BATCH_MOST ? n : BATCH_MOST;
 	if (!n || take_many(class, objects, n) != PERCPU__DONE)
 		n = 0;
 	/* This one stays, so that whoever frees it again meets it. */
