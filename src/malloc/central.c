@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/lock.h"
+#include "malloc/lock.h"
 #include "base/sys.h"
 #include "malloc/central.h"
 
@@ -105,7 +106,7 @@ static struct node *make_node(unsigned number)
 	struct node *node;
 	long p;
 
-	percpu__lock_word(&nodes_word);
+	percpu__malloc_lock(&nodes_word);
 	node = nodes[number];
 	if (!node) {
 		p = percpu__sys6(SYS_mmap, 0, sizeof(*node), PROT_READ | PROT_WRITE,
@@ -121,7 +122,7 @@ static struct node *make_node(unsigned number)
 			__atomic_store_n(&several, true, __ATOMIC_RELAXED);
 		}
 	}
-	percpu__unlock_word(&nodes_word);
+	percpu__malloc_unlock(&nodes_word);
 	return node ? node : &first_node;
 }
 
@@ -219,7 +220,7 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 	unsigned node = percpu__heap_node(), count;
 	struct central *c = &node_at(node)->centrals[class];
 
-	percpu__lock_word(&c->word);
+	percpu__malloc_lock(&c->word);
 	count = c->stock < n ? c->stock : n;
 	c->stock = (uint16_t)(c->stock - count);
 	memcpy(out, c->slots + c->stock, count * sizeof(*out));
@@ -237,7 +238,7 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 			break;
 		count += take_from_span(c, span, out + count, n - count);
 	}
-	percpu__unlock_word(&c->word);
+	percpu__malloc_unlock(&c->word);
 	return count;
 }
 
@@ -276,12 +277,12 @@ void percpu__central_check(unsigned class, const void *object, const char *what)
 	struct central *c = central_of(class, object);
 	uint64_t number;
 
-	percpu__lock_word(&c->word);
+	percpu__malloc_lock(&c->word);
 	find(c, class, object, what, &number);
 	for (unsigned i = 0; i < c->stock; i++)
 		if (c->slots[i] == object)
 			percpu__malloc_die(what, object);
-	percpu__unlock_word(&c->word);
+	percpu__malloc_unlock(&c->word);
 }
 
 static void drop_span(struct central *c, struct percpu__span *span, struct percpu__span **dead)
@@ -328,7 +329,7 @@ static void give(struct central *c, unsigned class, void *const *objects, unsign
 	uint64_t in_use;
 	unsigned most, count;
 
-	percpu__lock_word(&c->word);
+	percpu__malloc_lock(&c->word);
 	c->stats.given++;
 	if (c->stock && c->slots[c->stock - 1] == objects[n - 1])
 		percpu__malloc_die("an object is freed twice", objects[n - 1]);
@@ -342,7 +343,7 @@ static void give(struct central *c, unsigned class, void *const *objects, unsign
 	c->stock = (uint16_t)(c->stock + count);
 	for (; count < n; count++)
 		give_to_span(c, class, objects[count], &dead);
-	percpu__unlock_word(&c->word);
+	percpu__malloc_unlock(&c->word);
 	bury(dead);
 }
 
@@ -387,12 +388,12 @@ void percpu__central_trim(void)
 	{
 		struct percpu__span *dead = NULL;
 
-		percpu__lock_word(&c->word);
+		percpu__malloc_lock(&c->word);
 		while (c->stock)
 			give_to_span(c, class, c->slots[--c->stock], &dead);
 		if (c->levels[0] && c->levels[0]->free == c->levels[0]->objects)
 			drop_span(c, c->levels[0], &dead);
-		percpu__unlock_word(&c->word);
+		percpu__malloc_unlock(&c->word);
 		bury(dead);
 	}
 }
@@ -401,9 +402,9 @@ void percpu__central_without_stocks(void)
 {
 	EACH_CENTRAL(c, class)
 	{
-		percpu__lock_word(&c->word);
+		percpu__malloc_lock(&c->word);
 		c->stock_most = 0;
-		percpu__unlock_word(&c->word);
+		percpu__malloc_unlock(&c->word);
 	}
 	percpu__central_trim();
 }
@@ -417,7 +418,7 @@ void percpu__central_stats(unsigned class, struct percpu__class_stats *stats)
 
 		if (!c)
 			continue;
-		percpu__lock_word(&c->word);
+		percpu__malloc_lock(&c->word);
 		stats->spans += c->stats.spans;
 		stats->objects += c->stats.objects;
 		stats->free += c->stats.free;
@@ -427,16 +428,16 @@ void percpu__central_stats(unsigned class, struct percpu__class_stats *stats)
 		stats->stock_misses += c->stats.stock_misses;
 		stats->new_spans += c->stats.new_spans;
 		stats->pages = c->pages;
-		percpu__unlock_word(&c->word);
+		percpu__malloc_unlock(&c->word);
 	}
 }
 
 /* In the order of nodes and classes, then the heap. */
 void percpu__central_lock_all(void)
 {
-	percpu__lock_word(&nodes_word);
+	percpu__malloc_lock(&nodes_word);
 	EACH_CENTRAL(c, class)
-	percpu__lock_word(&c->word);
+	percpu__malloc_lock(&c->word);
 	percpu__heap_lock();
 }
 
@@ -444,8 +445,8 @@ void percpu__central_unlock_all(void)
 {
 	percpu__heap_unlock();
 	EACH_CENTRAL(c, class)
-	percpu__unlock_word(&c->word);
-	percpu__unlock_word(&nodes_word);
+	percpu__malloc_unlock(&c->word);
+	percpu__malloc_unlock(&nodes_word);
 }
 
 void percpu__central_relock_all(void)

@@ -13,6 +13,7 @@
 #include <percpu/ops.h>
 
 #include "base/lock.h"
+#include "malloc/lock.h"
 #include "base/sys.h"
 #include "gate/gate.h"
 #include "malloc/fast.h"
@@ -116,22 +117,39 @@ static void prepare(struct percpu__front *front)
 	__atomic_store_n(&front->prepared, 1, __ATOMIC_RELEASE);
 }
 
+/* Forks of the forker inside of its fork: by handlers. */
+static unsigned forks;
+uintptr_t percpu__malloc_forker;
+
 static void before_fork(void)
 {
+	if (percpu__malloc_forking()) {
+		forks++;
+		return;
+	}
 	percpu__lock_word(&drain_word);
 	percpu__central_lock_all();
+	__atomic_store_n(&percpu__malloc_forker, (uintptr_t)&percpu__private, __ATOMIC_RELAXED);
 }
 
 static void after_fork(void)
 {
+	if (forks) {
+		forks--;
+		return;
+	}
+	__atomic_store_n(&percpu__malloc_forker, 0, __ATOMIC_RELAXED);
 	percpu__central_unlock_all();
 	percpu__unlock_word(&drain_word);
 }
 
+/* Whoever waited for a lock is not here any more. */
 static void in_child(void)
 {
-	percpu__central_relock_all();
-	__atomic_store_n(&drain_word, 1, __ATOMIC_RELAXED);
+	if (!forks) {
+		percpu__central_relock_all();
+		__atomic_store_n(&drain_word, 1, __ATOMIC_RELAXED);
+	}
 	after_fork();
 }
 
@@ -268,10 +286,10 @@ static struct percpu__front *own_front(void)
 		return NULL;
 	front = percpu_ptr(front, index);
 	if (PERCPU__UNLIKELY(!__atomic_load_n(&front->prepared, __ATOMIC_ACQUIRE))) {
-		percpu__lock_word(&drain_word);
+		percpu__malloc_lock(&drain_word);
 		if (!front->prepared)
 			prepare(front);
-		percpu__unlock_word(&drain_word);
+		percpu__malloc_unlock(&drain_word);
 	}
 	return front;
 }
@@ -564,7 +582,7 @@ void percpu__front_drain(bool all)
 {
 	if (!__atomic_load_n(&percpu__front, __ATOMIC_ACQUIRE))
 		return;
-	percpu__lock_word(&drain_word);
+	percpu__malloc_lock(&drain_word);
 	for (unsigned index = 0; index < percpu__remainder; index++) {
 		struct percpu__front *front = percpu_ptr(percpu__front, index);
 		uint64_t turns = load(&front->turns);
@@ -580,7 +598,7 @@ void percpu__front_drain(bool all)
 		}
 		front->seen = turns;
 	}
-	percpu__unlock_word(&drain_word);
+	percpu__malloc_unlock(&drain_word);
 }
 
 bool percpu__front_stats(unsigned index, unsigned class, struct percpu__front_stats *stats)

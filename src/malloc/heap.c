@@ -11,6 +11,7 @@
 #include <percpu/rseq.h>
 
 #include "base/lock.h"
+#include "malloc/lock.h"
 #include "base/sys.h"
 #include "malloc/options.h"
 #include "malloc/region.h"
@@ -344,12 +345,12 @@ struct percpu__span *percpu__span_of(const void *p)
 
 void percpu__heap_lock(void)
 {
-	percpu__lock_word(&heap_word);
+	percpu__malloc_lock(&heap_word);
 }
 
 void percpu__heap_unlock(void)
 {
-	percpu__unlock_word(&heap_word);
+	percpu__malloc_unlock(&heap_word);
 }
 
 void percpu__heap_relock(void)
