@@ -237,14 +237,15 @@ static void shrink_another(struct percpu__front *front, unsigned class, uint64_t
 }
 
 /*
- * A magazine need not hold more than an eighth of what is in use of its class, beside a batch. Who frees what a program does
- * not need any more finds that out.
+ * A magazine need not hold more than an eighth of what is in use of its class, beside a few batches. Who frees what a program
+ * does not need any more finds that out.
  */
 static unsigned useful_most(unsigned class)
 {
-	uint64_t most = percpu__central_in_use(class) / 8, batch = percpu__batch_of(class);
+	unsigned batch = percpu__batch_of(class), few = batch < 16 ? 32 : 2 * batch;
+	uint64_t most = few + percpu__central_in_use(class) / 8;
 
-	return most > batch ? most < CLOSED ? (unsigned)most : CLOSED : (unsigned)batch;
+	return most < OBJECTS_MOST ? (unsigned)most : OBJECTS_MOST;
 }
 
 static void shrink(struct percpu__front *front, unsigned class)
