@@ -12,6 +12,7 @@
  * The kernel does its part without the heap's lock. Meanwhile the pages belong to nobody, and are noted here for fork(): the
  * child has none of the threads that were about to finish this.
  */
+#include <string.h>
 #include <sys/mman.h>
 
 #include "base/sys.h"
@@ -74,6 +75,7 @@ static bool give_back(uint32_t i, const uint64_t *pages)
 	return true;
 }
 
+/* @pages: not those of the region itself. */
 static void forget(struct region *r, const uint64_t *pages)
 {
 	for (unsigned w = 0; w < REGION_WORDS; w++) {
@@ -87,12 +89,13 @@ static void forget(struct region *r, const uint64_t *pages)
 void percpu__release_region(uint32_t i)
 {
 	struct region *r = &percpu__regions.all[i];
-	uint64_t bytes = (uint64_t)count_of(r->backed) << PAGE_LOG;
+	uint64_t pages[REGION_WORDS];
 
-	if (!give_back(i, r->backed))
+	memcpy(pages, r->backed, sizeof(pages));
+	if (!give_back(i, pages))
 		return;
-	percpu__heap_stats.free -= bytes;
-	forget(r, r->backed);
+	percpu__heap_stats.free -= (uint64_t)count_of(pages) << PAGE_LOG;
+	forget(r, pages);
 }
 
 /* Nobody else has them. */
