@@ -31,6 +31,7 @@ class Place:
         self.folder, self.library, self.results, self.limit = folder, library, [], limit
         self.deadline = time.monotonic() + limit
         self.user = None  # of whoever runs here, by name; None: as we are
+        self.seconds = 0  # of load
 
     def environment(self, **more):
         keep = {name: value for name, value in os.environ.items()
@@ -85,7 +86,10 @@ class Place:
 
     def check_preloaded(self, pid):
         """Of a process that runs."""
-        if self.library and os.path.realpath(self.library) not in pathlib.Path(f"/proc/{pid}/maps").read_text():
+        if not self.library:
+            return
+        path = os.path.realpath(self.library) if "/" in self.library else "/" + self.library
+        if path not in pathlib.Path(f"/proc/{pid}/maps").read_text():
             raise Wrong(f"process {pid} runs without {self.library}")
 
     def add(self, name, content):
