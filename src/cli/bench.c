@@ -68,6 +68,9 @@ const struct bench *const bench_all[] = {
 	&bench_malloc[BENCH_MALLOC_REALLOC],
 	&bench_malloc[BENCH_MALLOC_CALLOC_LARGE],
 	&bench_malloc[BENCH_MALLOC_STARTUP],
+	&bench_malloc[BENCH_MALLOC_REDIS_SET],
+	&bench_malloc[BENCH_MALLOC_REDIS_GET],
+	&bench_malloc[BENCH_MALLOC_REDIS_MEMORY],
 	NULL,
 	/* clang-format on */
 };

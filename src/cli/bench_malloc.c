@@ -26,6 +26,9 @@
 #define ROUNDS    5
 #define MIN_ROUND 0.002
 #define MAX_ROUND 2.0
+/* Requests per second that redis-server answers at least, where nothing else runs. */
+#define REDIS_RATE 200e3
+#define REDIS_KEYS 1000000U
 /* Of a child that should be ready after @seconds: then something hangs. */
 #define PATIENCE(seconds) (120 + 50 * (seconds))
 
@@ -342,7 +345,7 @@ static uint64_t available_kib(void)
 static bool rests(enum bench_malloc_row row)
 {
 	return row == BENCH_MALLOC_BURST || row == BENCH_MALLOC_FRAGMENTATION || row == BENCH_MALLOC_THREADS_8 ||
-	       row == BENCH_MALLOC_THREADS_100 || row == BENCH_MALLOC_THREADS_1000;
+	       row == BENCH_MALLOC_THREADS_100 || row == BENCH_MALLOC_THREADS_1000 || row == BENCH_MALLOC_REDIS_MEMORY;
 }
 
 /* How much the time allows for: of each subject, @seconds for all its rounds. */
@@ -371,10 +374,24 @@ static void plan(struct malloc_task *task, double seconds, char *note, size_t si
 		task->size = (uint64_t)(round / (8e-6 * task->threads));
 		task->size = task->size < 4 ? 4 : task->size > 2000 ? 2000 : task->size;
 		break;
+	case BENCH_MALLOC_REDIS_SET:
+	case BENCH_MALLOC_REDIS_GET:
+		task->size = (uint64_t)(round * REDIS_RATE);
+		break;
+	case BENCH_MALLOC_REDIS_MEMORY:
+		/* As few rounds as there must be. */
+		task->seconds = (seconds - task->rest) / MIN_ROUNDS;
+		task->size = (uint64_t)(task->seconds * REDIS_RATE / 1.5);
+		task->size = task->size < 1000 ? 1000 : task->size > REDIS_KEYS ? REDIS_KEYS : task->size;
+		/* A key with its value is less than 1 KiB. */
+		task->size = task->size > most << 10 ? most << 10 : task->size;
+		break;
 	default:
 		break;
 	}
 	*note = '\0';
+	if (task->row == BENCH_MALLOC_REDIS_MEMORY && task->size < REDIS_KEYS)
+		snprintf(note, size, "%llu keys, not a million", (unsigned long long)task->size);
 	if (task->row == BENCH_MALLOC_BURST && task->size < 1024)
 		snprintf(note, size, "%d bursts of %u MiB, not 1 GiB", MALLOC_BURSTS, (unsigned)task->size);
 	if (task->rest > 0 && task->rest < 1)
@@ -388,6 +405,7 @@ static int run(const struct bench *bench, unsigned threads, double seconds, doub
 	size_t count = bench_subjects(bench), able = 0;
 	struct series *all = calloc(count, sizeof(*all));
 	struct malloc_task task = { .row = (enum bench_malloc_row)(bench - bench_malloc), .threads = threads };
+	const char *missing = NULL;
 	double until, last = 0;
 	char note[sizeof(cells->note)];
 
@@ -395,10 +413,15 @@ static int run(const struct bench *bench, unsigned threads, double seconds, doub
 	*error = "no memory";
 	if (!all)
 		return -ENOMEM;
+	if (task.row == BENCH_MALLOC_REDIS_SET || task.row == BENCH_MALLOC_REDIS_GET ||
+	    task.row == BENCH_MALLOC_REDIS_MEMORY)
+		missing = malloc_skip_redis();
 	for (size_t s = 0; s < count; s++) {
 		look_for(&allocators[s]);
 		cells[s] = (struct bench_cell){ .bench = bench, .subject = &bench->subjects[s], .threads = threads };
-		if (*allocators[s].skipped)
+		if (missing)
+			cells[s].skipped = missing;
+		else if (*allocators[s].skipped)
 			cells[s].skipped = allocators[s].skipped;
 		else
 			able++;
@@ -465,6 +488,11 @@ const struct bench bench_malloc[BENCH_MALLOC_ROWS] = {
 	ROW(REALLOC, "a step in the growth of a vector to 4 MiB", subjects, .name = "malloc_realloc"),
 	ROW(CALLOC_LARGE, "calloc, use and free of 128 KiB to 1 MiB", subjects, .name = "malloc_calloc_large"),
 	ROW(STARTUP, "start and end a process; its memory at rest", subjects, .name = "malloc_startup", .threads = 1),
+	ROW(REDIS_SET, "a SET that redis-server answers to redis-benchmark", subjects, .name = "malloc_redis_set",
+	    .threads = 1, .weight = 4),
+	ROW(REDIS_GET, "a GET", subjects, .name = "malloc_redis_get", .threads = 1, .weight = 4),
+	ROW(REDIS_MEMORY, "redis-server is told 1 M keys with 16 to 2048 bytes each, then to delete half", subjects,
+	    .name = "malloc_redis_memory", .threads = 1, .weight = 8),
 };
 
 /* Whether every allocator that has any results has them in this cell's bench and number of threads. */

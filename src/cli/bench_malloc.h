@@ -44,6 +44,10 @@ extern const struct malloc_loop malloc_loops[BENCH_MALLOC_ROWS];
 void malloc_run_burst(const struct malloc_task *task, struct malloc_report *report);
 void malloc_run_threads(const struct malloc_task *task, struct malloc_report *report);
 void malloc_run_fragmentation(const struct malloc_task *task, struct malloc_report *report);
+/* bench_malloc_redis.c: the same in a server that the child starts. */
+void malloc_run_redis(const struct malloc_task *task, struct malloc_report *report);
+/* Why it cannot; NULL if it can. */
+const char *malloc_skip_redis(void);
 /* How often a burst is repeated in a round. */
 #define MALLOC_BURSTS 2
 
@@ -54,6 +58,9 @@ uint64_t malloc_resident(int pid);
 /* The largest that it was in this process. */
 uint64_t malloc_peak(void);
 double malloc_now(void); /* ns */
+/* The object in which this process has its malloc. */
+const char *malloc_path(void);
+void malloc_rest(double seconds);
 
 /* One line on stderr, and the end of the child. */
 _Noreturn void malloc_give_up(const char *why);

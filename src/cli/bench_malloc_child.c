@@ -95,7 +95,7 @@ static void run_loop(const struct malloc_task *task, struct malloc_report *repor
 }
 
 /* Where malloc is: a loader that cannot preload an object says so and goes on without. */
-static const char *malloc_path(void)
+const char *malloc_path(void)
 {
 	void *symbol = dlsym(RTLD_DEFAULT, "malloc");
 	Dl_info info;
@@ -137,6 +137,11 @@ int percpu_bench_malloc_child_main(int argc, char **argv)
 		break;
 	case BENCH_MALLOC_FRAGMENTATION:
 		malloc_run_fragmentation(&task, &report);
+		break;
+	case BENCH_MALLOC_REDIS_SET:
+	case BENCH_MALLOC_REDIS_GET:
+	case BENCH_MALLOC_REDIS_MEMORY:
+		malloc_run_redis(&task, &report);
 		break;
 	default:
 		run_loop(&task, &report);

@@ -24,15 +24,20 @@ static void *own_memory(size_t size)
 	return memory;
 }
 
-static void rest(const struct malloc_task *task, struct malloc_report *report)
+void malloc_rest(double seconds)
 {
-	struct timespec time = { .tv_sec = (time_t)task->rest };
+	struct timespec time = { .tv_sec = (time_t)seconds };
 
-	if (task->rest <= 0)
-		return;
-	time.tv_nsec = (long)((task->rest - (double)time.tv_sec) * 1e9);
+	time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
 	while (nanosleep(&time, &time))
 		;
+}
+
+static void rest(const struct malloc_task *task, struct malloc_report *report)
+{
+	if (task->rest <= 0)
+		return;
+	malloc_rest(task->rest);
 	report->idle = malloc_resident(0);
 }
 

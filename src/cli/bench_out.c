@@ -176,6 +176,15 @@ static bool told(const struct bench_results *results, size_t at)
 	return false;
 }
 
+/* Whether nobody could run, for the same reason. */
+static bool is_for_all(const struct bench_results *results, const struct bench_cell *one)
+{
+	for (size_t i = 0; i < results->count; i++)
+		if (results->cells[i].bench == one->bench && results->cells[i].skipped != one->skipped)
+			return false;
+	return true;
+}
+
 /* Each rival that could not run, once, with the reason: it is the same for every number of threads and of its group. */
 static void tell_skipped(FILE *out, const struct bench_results *results)
 {
@@ -185,7 +194,10 @@ static void tell_skipped(FILE *out, const struct bench_results *results)
 		if (*cell->failed)
 			fprintf(out, "failed: %s %s, %u thread%s: %s\n", cell->bench->name, cell->subject->name,
 				cell->threads, cell->threads > 1 ? "s" : "", cell->failed);
-		else if (cell->skipped && cell->bench->group && !told(results, i))
+		else if (cell->skipped && cell->bench->group && is_for_all(results, cell)) {
+			if (cell->subject == cell->bench->subjects)
+				fprintf(out, "not measured: %s: %s\n", cell->bench->name, cell->skipped);
+		} else if (cell->skipped && cell->bench->group && !told(results, i))
 			fprintf(out, "not measured: %s %s: %s\n", cell->bench->group, cell->subject->name,
 				cell->skipped);
 		else if (cell->skipped && !cell->bench->group && cell->threads == 1)

@@ -49,7 +49,7 @@ MALLOC = {
     **{f"malloc_pair_{size}": ALLOCATORS | {"floor"} for size in (16, 64, 512, 4096)},
     **{f"malloc_{name}": ALLOCATORS for name in (
         "random", "larson", "producer_consumer", "burst", "threads_8", "threads_100", "threads_1000", "fragmentation",
-        "realloc", "calloc_large", "startup")},
+        "realloc", "calloc_large", "startup", "redis_set", "redis_get", "redis_memory")},
 }
 
 os.chdir(tempfile.mkdtemp(prefix="percpu-bench-"))
@@ -220,7 +220,7 @@ def check_allocators(text, threads):
         keys |= {"best_ns", "median_ns", "peak_kib"}
         keys |= {"p9999_ns"} if cell["bench"] == "malloc_larson" else set()
         keys |= {"resident_per_live"} if cell["bench"] == "malloc_fragmentation" else set()
-        if cell["bench"].startswith(("malloc_threads", "malloc_burst", "malloc_frag", "malloc_startup")):
+        if cell["bench"].startswith(("malloc_threads", "malloc_burst", "malloc_frag", "malloc_startup", "malloc_redis_memory")):
             keys |= {"idle_kib"}
             check(500 < cell["idle_kib"] < 1 << 22, f"memory in {cell}")
         check(set(cell) - {"note"} == keys, f"keys of {cell}")
@@ -236,13 +236,18 @@ def check_allocators(text, threads):
 
 def malloc():
     """Each row once; glibc is always there, and whichever rivals are must have results too."""
-    fixed = {f"malloc_threads_{n}": {n} for n in (8, 100, 1000)} | {"malloc_startup": {1}, "malloc_producer_consumer": {2}}
+    redis = ["malloc_redis_set", "malloc_redis_get", "malloc_redis_memory"]
+    fixed = {f"malloc_threads_{n}": {n} for n in (8, 100, 1000)} | {"malloc_producer_consumer": {2}}
+    fixed |= {name: {1} for name in ["malloc_startup", *redis]}
     run = bench(*SHORT, "--threads", "1", "--json", "malloc.json", "malloc")
     check(run.returncode == 0 and run.stderr == "", f"all rows: {run.returncode} {run.stderr}")
     with open("malloc.json") as file:
         rows = check_allocators(file.read(), {"": {1}, **fixed})
     check(set(rows) == set(MALLOC), f"rows: {set(rows)}")
     for name in MALLOC:
+        if name in redis and not (shutil.which("redis-server") and shutil.which("redis-benchmark")):
+            check(f"not measured: {name}: redis-" in run.stdout, f"{name} is skipped")
+            continue
         for cells in rows[name].values():
             check("best_ns" in cells["glibc"], f"glibc is measured: {cells['glibc']}")
             check(all("failed" not in cell for cell in cells.values()), f"nobody fails: {cells}")
@@ -257,6 +262,18 @@ def malloc():
     run = bench(*SHORT, "--threads", "3", "--json", "-", "malloc_random", "malloc_producer_consumer")
     check(run.returncode == 0, f"numbers of threads: {run.returncode} {run.stderr}")
     check_allocators(run.stdout, {"": {1, 2, 3}, "malloc_producer_consumer": {2}})
+
+    # A program that is not there; and one that ends at once.
+    os.mkdir("programs")
+    run = bench(*SHORT, "--json", "no.json", *redis, env={"PATH": os.path.abspath("programs")})
+    check(run.returncode == 0 and run.stderr == "", f"no redis: {run.returncode} {run.stderr}")
+    check(run.stdout.count("not measured: malloc_redis") == 3 and "redis-server is not installed" in run.stdout, "no redis: told")
+    with open("no.json") as file:
+        check(all("skipped" in cell for cell in json.load(file)), "no redis: all are skipped")
+    for name in "redis-server", "redis-benchmark":
+        os.symlink("/bin/true", "programs/" + name)
+    run = bench(*SHORT, "malloc_redis_get", env={"PATH": os.path.abspath("programs")})
+    check(run.returncode == 1 and "redis-server does not start" in run.stderr, f"no server: {run.returncode} {run.stderr}")
 
     # One that is not there, and options that would make another one different from what it is by default.
     os.mkdir("libs")
