@@ -611,12 +611,13 @@ static void check_end(void)
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "seconds", required_argument, NULL, 's' },  { "threads", required_argument, NULL, 't' },
-		{ "patience", required_argument, NULL, 'w' }, { "plugin", required_argument, NULL, 'p' },
-		{ "early-atfork", no_argument, NULL, 'e' },   { "long", no_argument, NULL, 'l' },
-		{ NULL, 0, NULL, 0 }
-	};
+	static const struct option options[] = { { "seconds", required_argument, NULL, 's' },
+						 { "threads", required_argument, NULL, 't' },
+						 { "patience", required_argument, NULL, 'w' },
+						 { "plugin", required_argument, NULL, 'p' },
+						 { "early-atfork", no_argument, NULL, 'e' },
+						 { "long", no_argument, NULL, 'l' },
+						 { NULL, 0, NULL, 0 } };
 	static void *(*const bodies[])(void *) = { disturb, spawn, load };
 	pthread_t workers[MOST_THREADS], others[SUBJECT_COUNT(bodies)];
 	struct timespec start, now;
@@ -627,7 +628,8 @@ int main(int argc, char **argv)
 		if (option == 's')
 			seconds = (unsigned)atoi(optarg);
 		else if (option == 'l')
-			seconds = getenv("PERCPU_STRESS_SECONDS") ? (unsigned)atoi(getenv("PERCPU_STRESS_SECONDS")) : 300;
+			seconds =
+				getenv("PERCPU_STRESS_SECONDS") ? (unsigned)atoi(getenv("PERCPU_STRESS_SECONDS")) : 300;
 		else if (option == 't')
 			threads = (unsigned)atoi(optarg) % (MOST_THREADS + 1);
 		else if (option == 'w')
