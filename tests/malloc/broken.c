@@ -29,7 +29,8 @@ void free_aligned_sized(void *object, size_t alignment, size_t size);
 void *_Znwm(size_t size);
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static const char *rule;
+static char rule[32];
+static bool rule_known;
 static uint64_t calls;
 static char nothing[64] __attribute__((aligned(64)));
 static void *volatile stack[64];
@@ -42,13 +43,14 @@ static void *last; /* that malloc gave and that is large */
 /* Without a call that could allocate. */
 static bool broken(const char *name)
 {
-	if (!rule) {
+	/* A copy: some programs write their title over their environment. */
+	if (!rule_known) {
 		extern char **environ;
 
-		rule = "";
+		rule_known = true;
 		for (char **variable = environ; variable && *variable; variable++)
 			if (strncmp(*variable, "MALLOC_BREAK=", 13) == 0)
-				rule = *variable + 13;
+				strncpy(rule, *variable + 13, sizeof rule - 1);
 	}
 	return strcmp(rule, name) == 0;
 }
