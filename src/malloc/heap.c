@@ -81,20 +81,22 @@ static bool reserve(size_t bytes)
 	size_t r = in_pages((bytes >> REGION_LOG) * sizeof(struct region)), s = in_pages(pages * sizeof(*spans));
 	char *raw = percpu__heap_map(bytes + REGION, PROT_NONE);
 
-	percpu__heap.distances = percpu__heap_map(d, PROT_READ);
+	char *distances = percpu__heap_map(d + HEAP_SKEW + 4096, PROT_READ);
+
 	percpu__heap.numbers = percpu__heap_map(n, PROT_READ);
 	percpu__regions.all = percpu__heap_map(r, PROT_READ);
 	spans = percpu__heap_map(s, PROT_READ);
-	if (raw && percpu__heap.distances && percpu__heap.numbers && percpu__regions.all && spans) {
+	if (raw && distances && percpu__heap.numbers && percpu__regions.all && spans) {
 		before = -(uintptr_t)raw & (REGION - 1);
 		percpu__heap_unmap(before ? raw : NULL, before);
 		percpu__heap_unmap(raw + before + bytes, REGION - before);
 		percpu__heap.base = raw + before;
+		percpu__heap.distances = (uint16_t *)(void *)(distances + HEAP_SKEW);
 		percpu__regions.most = (uint32_t)(bytes >> REGION_LOG);
 		return true;
 	}
 	percpu__heap_unmap(raw, bytes + REGION);
-	percpu__heap_unmap(percpu__heap.distances, d);
+	percpu__heap_unmap(distances, d + HEAP_SKEW + 4096);
 	percpu__heap_unmap(percpu__heap.numbers, n);
 	percpu__heap_unmap(percpu__regions.all, r);
 	percpu__heap_unmap(spans, s);

@@ -41,6 +41,12 @@ struct percpu__span {
 	uint64_t is_free[SPAN_OBJECTS / 64]; /* a bit for each object */
 };
 
+/*
+ * The table of distances does not begin where a page of the system does, as objects often do: a load from the table that
+ * has the low 12 bits of an object's address waits for what was stored there last.
+ */
+#define HEAP_SKEW ((size_t)2048)
+
 struct percpu__heap {
 	char *base;
 	size_t bytes;        /* of the range */

@@ -295,7 +295,8 @@ static bool extend(uint32_t count)
 		size_t some = r->most - i < step ? r->most - i : step, page = (size_t)i * REGION_PAGES;
 		size_t pages = some * REGION_PAGES, from = (size_t)i * sizeof(*r->all) & ~(size_t)4095;
 
-		if (!percpu__heap_writable(percpu__heap.distances + page, pages * sizeof(*percpu__heap.distances)) ||
+		if (!percpu__heap_writable((char *)(percpu__heap.distances + page) - HEAP_SKEW,
+					   pages * sizeof(*percpu__heap.distances) + HEAP_SKEW) ||
 		    !percpu__heap_writable(percpu__heap.numbers + page, pages * sizeof(*percpu__heap.numbers)) ||
 		    !percpu__heap_writable((char *)r->all + from, (i + some) * sizeof(*r->all) - from))
 			return false;
