@@ -201,13 +201,13 @@
  * most of that number at which somebody may take or put. Leave if there is nothing to take, or no room; if the object below
  * has another number than it should; and if what is put is what was put last.
  */
-#define PERCPU__SCRATCH_LIFO "rax", "rcx", "rdx", "r8", "cc"
+#define PERCPU__SCRATCH_LIFO "rax", "rcx", "rdx", "cc"
 #define PERCPU__A_LIFO_TAKE(out, l)                                                                                    \
 	"movq (%%rax), %%rdx\n\tcmpw 8(%%rax), %%dx\n\tjbe " l "\n\tmovq %%rdx, %[" out "]\n\tshrq $16, %[" out        \
 	"]\n\tmovq (%[" out "]), %%rcx\n\tdecl %%edx\n\tcmpw %%cx, %%dx\n\tjne " l "\n\t"
 #define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
 	"movq (%%rax), %%rcx\n\tcmpw 10(%%rax), %%cx\n\tjae " l "\n\tmovq %[" val                                        \
-	"], %%rdx\n\tshlq $16, %%rdx\n\tmovzwl %%cx, %%r8d\n\taddq %%r8, %%rdx\n\tcmpq %%rcx, %%rdx\n\tje " l            \
+	"], %%rdx\n\tshlq $16, %%rdx\n\tmovw %%cx, %%dx\n\tcmpq %%rcx, %%rdx\n\tje " l            \
 	"\n\tmovq %%rcx, (%[" val "])\n\tleaq 1(%%rdx), %%rcx\n\t"
 /* The same with n objects, at least one; those that are put are not looked at. */
 #define PERCPU__A_LIFO_TAKE_MANY(dst, n, l)                                                                            \
