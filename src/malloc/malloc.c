@@ -16,6 +16,8 @@
 #include "malloc/fast.h"
 
 #define OS_PAGE ((size_t)4096)
+/* Smaller blocks are not worth a move. */
+#define SMALL_ROOM ((size_t)64)
 
 /* Calls from here to here go nowhere else. */
 static void *get(size_t size) __attribute__((alias("percpu_malloc"), malloc, alloc_size(1), warn_unused_result));
@@ -172,10 +174,12 @@ void *percpu_realloc(void *p, size_t size)
 		return percpu__realloc_other(p, size);
 	check(class, p);
 	room = percpu__class_size(class);
-	/* Who shrinks a block a little keeps it. */
-	if (size <= room && size >= room / 2)
+	/* Who shrinks a block a little keeps it. (Many programs double a buffer as it grows, and cut it in the end.) */
+	if (size <= room && (size > room - room / 4 || room <= SMALL_ROOM))
 		return p;
 	q = size > room && size >= GROW_LEAST ? percpu__large_new_roomy(size) : get(size);
+	if (!q && size <= room)
+		return p;
 	if (q) {
 		memcpy(q, p, room < size ? room : size);
 		put(p);
