@@ -408,8 +408,14 @@ static void shuffle(void **objects, unsigned n)
 		swap(&objects[i], &objects[dice[i] % (i + 1)]);
 }
 
+#ifdef __x86_64__
+#define PREFETCHES __attribute__((target("prfchw")))
+#else
+#define PREFETCHES
+#endif
+
 /* NULL: no memory. */
-static void *refill(struct percpu__front *front, unsigned class)
+PREFETCHES static void *refill(struct percpu__front *front, unsigned class)
 {
 	void *objects[BATCH_MOST];
 	unsigned n;
@@ -422,6 +428,9 @@ static void *refill(struct percpu__front *front, unsigned class)
 	n = percpu__central_take(class, objects, next_refill(&front->magazines[class], class));
 	if (!n)
 		return NULL;
+	/* They may come from another CPU, all of them: then their lines do so at the same time. */
+	for (unsigned i = 0; i < n; i++)
+		__builtin_prefetch(objects[i], 1);
 	if (PERCPU__UNLIKELY(percpu__malloc_options.random))
 		shuffle(objects, n);
 	else /* The lowest addresses on top. */
@@ -497,7 +506,6 @@ static void flush(struct percpu__front *front, unsigned class, void *object)
 	grow(front, class);
 	if (put_one(class, object) == PERCPU__DONE)
 		return;
-	look_for_damage(front, class);
 	shrink(front, class);
 	/* Those that were put last go, but some stay for who takes next. */
 	half = (most_in(load_limits(&front->magazines[class])) + 1) / 2;
@@ -505,8 +513,11 @@ static void flush(struct percpu__front *front, unsigned class, void *object)
 	n = n < half ? n : half;
 	n = number > half + n ? number - half : n;
 	n = n < BATCH_MOST ? n : BATCH_MOST;
-	if (!n || take_many(class, objects, n) != PERCPU__DONE)
+	if (n && take_many(class, objects, n) != PERCPU__DONE) {
+		if (number_in(load(&front->magazines[class].word)) >= n)
+			look_for_damage(front, class);
 		n = 0;
+	}
 	/* This one stays, so that whoever frees it again meets it. */
 	if (!n || put_one(class, object) != PERCPU__DONE)
 		objects[n++] = object;
