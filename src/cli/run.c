@@ -4,56 +4,121 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/child.h"
 #include "cli/cli.h"
-#include "cli/stat.h"
+#include "cli/file.h"
+#include "cli/run.h"
+#include "cli/target.h"
+#include "malloc/options.h"
+
+#define VARIABLE  "PERCPU_MALLOC"
+#define LEAST_SEC 0.01
+#define MOST_SEC  86400.0
 
 static const char help_text[] =
 	"Usage: percpu run [OPTION...] [--] PROGRAM [ARGUMENT...]\n"
-	"Run a program whose memory comes from percpu's allocator, and those that it starts.\n"
 	"\n"
-	"      --stats         tell on standard error at the end how much memory it had\n"
-	"      --option OPTION hand an option to the allocator: cache=SIZE is what the magazines of one CPU may hold\n"
-	"  -h, --help          this text\n"
+	"Runs a program whose memory comes from percpu's allocator, and so do those that it starts.\n"
 	"\n"
-	"Exits as the program does; with 125 if it was not started, 126 if it cannot be executed, 127 if it was not found.\n";
+	"      --stats[=SECONDS]    tell on standard error at the end what memory it had; with SECONDS also while\n"
+	"                           it runs, each time so many have passed (0.01 to 86400)\n"
+	"      --json FILE          write the statistics to FILE as JSON instead; \"-\" is standard output, at the end\n"
+	"      --heap-profile FILE  write a profile of who allocated what is in use to FILE\n"
+	"      --option NAME=VALUE  an option of the allocator, see libpercpu-malloc(7): cache, cache-total, check,\n"
+	"                           count, guard, huge, nodes, profile, profile-interval, random, stats, stats-json,\n"
+	"                           stats-signal, zero\n"
+	"  -h, --help               this text\n"
+	"\n"
+	"Exits as the program does; with 125, 126 or 127 if it was not started, 1 if FILE could not be written.\n";
 
-/* @name becomes "@value@between@itself". False: no memory. */
-static bool prepend(const char *name, const char *value, const char *between)
+/* One more option for the allocator; it holds against those before it. */
+static int add_option(const char *name, const char *value)
 {
-	const char *old = getenv(name);
+	const char *old = getenv(VARIABLE);
 	char *list = NULL;
 	bool ok;
 
-	if (!old || !*old)
-		return !setenv(name, value, 1);
-	ok = asprintf(&list, "%s%s%s", value, between, old) >= 0 && !setenv(name, list, 1);
+	ok = asprintf(&list, "%s%s%s%s%s", old ? old : "", old && *old ? "," : "", name, value ? "=" : "",
+		      value ? value : "") >= 0 &&
+	     !setenv(VARIABLE, list, 1);
 	free(list);
-	return ok;
+	if (!ok)
+		cli_complain("%s", strerror(ENOMEM));
+	return ok ? 0 : EXIT_REFUSED;
 }
 
-int percpu_run_main(int argc, char **argv)
+/* Each of a list: the program would only say so, and go on without it. */
+static int check_options(const char *list)
 {
-	enum { OPTION_STATS = 256, OPTION_OPTION };
-	static const struct option options[] = { { "stats", no_argument, NULL, OPTION_STATS },
-						 { "option", required_argument, NULL, OPTION_OPTION },
-						 { "help", no_argument, NULL, 'h' },
-						 { NULL, 0, NULL, 0 } };
-	char allocator[4096], *path;
-	bool ok = true;
+	char why[512];
+
+	while (*list) {
+		size_t length = strcspn(list, ",");
+
+		if (length && !percpu__malloc_try_option(list, length, why, sizeof(why)))
+			return cli_usage("run", "--option %s", why);
+		list += length + (list[length] == ',');
+	}
+	return 0;
+}
+
+static int set_interval(const char *text, struct run_options *options)
+{
+	char *end;
+	double seconds;
+
+	options->stats = true;
+	if (!text)
+		return 0;
+	errno = 0;
+	seconds = strtod(text, &end);
+	if (*text < '0' || *text > '9' || *end || errno || !(seconds >= LEAST_SEC && seconds <= MOST_SEC))
+		return cli_usage("run", "--stats needs a number of seconds from %g to %g, not \"%s\"", LEAST_SEC,
+				 MOST_SEC, text);
+	options->interval_ms = (unsigned)lround(seconds * 1000);
+	return 0;
+}
+
+/* Sets the program to run; where there is none, returns the exit status. */
+static int parse(int argc, char **argv, struct run_options *options)
+{
+	enum { STATS = 256, JSON, PROFILE, OPTION };
+	static const struct option known[] = { { "stats", optional_argument, NULL, STATS },
+					       { "json", required_argument, NULL, JSON },
+					       { "heap-profile", required_argument, NULL, PROFILE },
+					       { "option", required_argument, NULL, OPTION },
+					       { "help", no_argument, NULL, 'h' },
+					       { NULL, 0, NULL, 0 } };
 	int c, rc;
 
-	while ((c = getopt_long(argc, argv, "+:h", options, NULL)) != -1) {
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, "+:h", known, NULL)) != -1) {
+		rc = 0;
 		switch (c) {
-		case OPTION_STATS:
-			ok &= prepend("PERCPU_MALLOC", "stats", ",");
+		case STATS:
+			rc = set_interval(optarg, options);
 			break;
-		case OPTION_OPTION:
-			ok &= prepend("PERCPU_MALLOC", optarg, ",");
+		case JSON:
+			if (!*optarg)
+				return cli_usage("run", "the name of a file is empty");
+			options->json = optarg;
+			options->stats = true;
+			break;
+		case PROFILE:
+			if (!*optarg || strchr(optarg, ','))
+				return cli_usage("run", "the name of a file is empty or has a comma in it");
+			rc = add_option("profile", optarg);
+			break;
+		case OPTION:
+			rc = check_options(optarg);
+			if (!rc)
+				rc = add_option(optarg, NULL);
 			break;
 		case 'h':
 			fputs(help_text, stdout);
@@ -61,23 +126,57 @@ int percpu_run_main(int argc, char **argv)
 		default:
 			return cli_bad_option("run", c, argv);
 		}
+		if (rc)
+			return rc;
 	}
 	if (optind == argc)
-		return cli_usage("run", "no program given");
-	rc = cli_find_object("../malloc/libpercpu-malloc.so", "libpercpu-malloc.so", allocator, sizeof(allocator));
-	if (rc) {
-		cli_complain("cannot find the allocator %s: %s", allocator, strerror(-rc));
-		return EXIT_REFUSED;
+		return cli_usage("run", "which program?");
+	options->argv = argv + optind;
+	return 0;
+}
+
+static int find_allocator(char *path, size_t size)
+{
+	int rc = cli_find_object("../malloc/libpercpu-malloc.so", "libpercpu-malloc.so", path, size);
+
+	if (rc == -EINVAL)
+		cli_complain("%s has a space or a colon in its name: it cannot be preloaded", path);
+	else if (rc)
+		cli_complain("cannot find the allocator, %s: %s", path, strerror(-rc));
+	return rc ? EXIT_REFUSED : 0;
+}
+
+static int become(const char *path, char **argv, const char *allocator)
+{
+	int error = ENOMEM;
+
+	if (child_preload(allocator)) {
+		execvp(path, argv);
+		error = errno;
 	}
-	rc = target_find(argv[optind], &path);
+	cli_complain("%s: %s", argv[0], strerror(error));
+	return error == ENOENT ? EXIT_NOT_FOUND : error == ENOMEM ? EXIT_REFUSED : EXIT_NOT_EXEC;
+}
+
+int percpu_run_main(int argc, char **argv)
+{
+	struct run_options options = { 0 };
+	char allocator[4096], *path;
+	int rc = parse(argc, argv, &options);
+
+	if (!options.argv)
+		return rc;
+	rc = find_allocator(allocator, sizeof(allocator));
+	if (!rc)
+		rc = target_find(options.argv[0], TARGET_ALLOCATE, &path);
 	if (rc)
 		return rc;
-	if (!ok || !prepend("LD_PRELOAD", allocator, ":")) {
-		cli_complain("%s", strerror(ENOMEM));
-		return EXIT_REFUSED;
-	}
-	execv(path, argv + optind);
-	rc = errno;
-	cli_complain("cannot execute %s: %s", path, strerror(rc));
-	return rc == ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_EXEC;
+	if (options.json && !file_check(options.json))
+		rc = EXIT_REFUSED;
+	else if (options.stats)
+		rc = run_with_stats(&options, path, allocator);
+	else
+		rc = become(path, options.argv, allocator);
+	free(path);
+	return rc;
 }

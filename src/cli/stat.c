@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/file.h"
 #include "cli/stat.h"
 
 #define INTERVAL_MIN 10
@@ -110,7 +111,7 @@ static void tick(void *arg)
 
 	state->before = state->now;
 	state->now = swap;
-	if (sample_take(&state->now, state->run.base, run_seconds(&state->run)))
+	if (sample_take(&state->now, state->run.base, child_seconds(&state->run.child)))
 		return;
 	show_live(&state->show, &state->now, &state->before);
 	/* On standard output once is enough. */
@@ -129,7 +130,7 @@ static int report(struct state *state)
 	const struct stat_options *options = state->options;
 
 	show_clear(&state->show);
-	if (sample_take(&state->now, state->run.base, run_seconds(&state->run))) {
+	if (sample_take(&state->now, state->run.base, child_seconds(&state->run.child))) {
 		cli_complain("no memory for the final counts");
 		return EXIT_FAILED;
 	}
@@ -141,7 +142,7 @@ static int report(struct state *state)
 		state->failed = true;
 	if (options->openmetrics && !state->failed && !file_write_openmetrics(options->openmetrics, &state->now))
 		state->failed = true;
-	return state->failed ? EXIT_FAILED : run_end(&state->run);
+	return state->failed ? EXIT_FAILED : child_end(&state->run.child);
 }
 
 int percpu_stat_main(int argc, char **argv)
@@ -153,7 +154,7 @@ int percpu_stat_main(int argc, char **argv)
 
 	if (!options.argv)
 		return rc;
-	rc = target_find(options.argv[0], &path);
+	rc = target_find(options.argv[0], TARGET_COUNT, &path);
 	if (rc)
 		return rc;
 	if ((options.json && !file_check(options.json)) || (options.openmetrics && !file_check(options.openmetrics))) {
@@ -171,7 +172,7 @@ int percpu_stat_main(int argc, char **argv)
 	free(path);
 	if (!rc) {
 		show_init(&state.show, &options);
-		run_follow(&state.run, options.interval_ms, tick, before_stop, &state);
+		child_follow(&state.run.child, options.interval_ms, tick, before_stop, &state);
 		rc = report(&state);
 	}
 	sample_destroy(&state.now);

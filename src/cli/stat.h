@@ -3,8 +3,7 @@
  * percpu stat, inside: how its parts meet.
  *
  *   stat.c          options, and the order of things
- *   stat_target.c   which file a program name means, and whether it can be counted
- *   stat_run.c      the session's memory, the child process, its signals
+ *   stat_run.c      the session's memory, and how the program finds it
  *   stat_sample.c   reading the counts, as a table of numbers
  *   stat_show.c     people's output: live tables and lines, the final table
  *   stat_file.c     other programs' output: JSON and OpenMetrics
@@ -17,9 +16,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/types.h>
 
+#include "cli/child.h"
 #include "cli/session.h"
+#include "cli/target.h"
 
 struct stat_options {
 	unsigned interval_ms;
@@ -62,26 +62,17 @@ const char *sample_index_name(const struct sample *sample, unsigned index, char 
 uint64_t class_low(unsigned class);
 uint64_t class_high(unsigned class);
 
-/* stat_target.c: finds the file as execvp(3) does. Returns 0, or an exit status when it has complained. */
-int target_find(const char *name, char **path);
-
 /* stat_run.c */
 struct run {
-	void *base; /* the session's memory, mapped */
-	int fd;     /* the same, as a file */
-	pid_t child;
-	int status;     /* of the child, as waitpid(2) gave it */
-	double started; /* CLOCK_MONOTONIC */
+	void *base;    /* the session's memory, mapped */
+	int fd;        /* the same, as a file */
+	char path[64]; /* where the program finds that */
+	struct child child;
 };
 /* Make the memory. Returns 0, or an exit status when it has complained. */
 int run_prepare(struct run *run);
 /* Start the program. Returns 0, or an exit status when it has complained. */
 int run_start(struct run *run, const char *path, char **argv);
-/* Stay with the program until it ends, calling @tick every @interval_ms, and @pause before stopping together with it. */
-void run_follow(struct run *run, unsigned interval_ms, void (*tick)(void *), void (*pause)(void *), void *arg);
-/* End as the program ended: returns its exit status, or dies of its signal. */
-int run_end(const struct run *run);
-double run_seconds(const struct run *run);
 
 /* stat_show.c */
 struct show {
@@ -97,7 +88,6 @@ void show_clear(struct show *show);
 void show_final(struct show *show, const struct sample *now);
 
 /* stat_file.c: each returns false when it has complained. */
-bool file_check(const char *name);
 bool file_write_json(const char *name, const struct sample *now, const struct run *run, char **argv);
 bool file_write_openmetrics(const char *name, const struct sample *now);
 

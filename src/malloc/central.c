@@ -224,6 +224,7 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 	count = c->stock < n ? c->stock : n;
 	c->stock = (uint16_t)(c->stock - count);
 	memcpy(out, c->slots + c->stock, count * sizeof(*out));
+	c->stats.stock = c->stock;
 	c->stats.taken++;
 	c->stats.stock_misses += count < n;
 	while (count < n) {
@@ -341,6 +342,7 @@ static void give(struct central *c, unsigned class, void *const *objects, unsign
 	count = most - c->stock < n ? most - c->stock : n;
 	memcpy(c->slots + c->stock, objects, count * sizeof(*objects));
 	c->stock = (uint16_t)(c->stock + count);
+	c->stats.stock = c->stock;
 	for (; count < n; count++)
 		give_to_span(c, class, objects[count], &dead);
 	percpu__malloc_unlock(&c->word);
@@ -391,6 +393,7 @@ void percpu__central_trim(void)
 		percpu__malloc_lock(&c->word);
 		while (c->stock)
 			give_to_span(c, class, c->slots[--c->stock], &dead);
+		c->stats.stock = 0;
 		if (c->levels[0] && c->levels[0]->free == c->levels[0]->objects)
 			drop_span(c, c->levels[0], &dead);
 		percpu__malloc_unlock(&c->word);
@@ -409,27 +412,35 @@ void percpu__central_without_stocks(void)
 	percpu__central_trim();
 }
 
+void percpu__class_stats_add(struct percpu__class_stats *sum, const struct percpu__class_stats *stats)
+{
+	const uint64_t *from = (const uint64_t *)(const void *)stats;
+	uint64_t *to = (uint64_t *)(void *)sum, pages = __atomic_load_n(&stats->pages, __ATOMIC_RELAXED);
+
+	for (size_t i = 0; i < sizeof(*sum) / sizeof(*to); i++)
+		to[i] += __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	sum->pages = pages;
+}
+
 void percpu__central_stats(unsigned class, struct percpu__class_stats *stats)
 {
 	memset(stats, 0, sizeof(*stats));
 	for (unsigned i = 0; i < NODES; i++) {
-		struct node *node = __atomic_load_n(&nodes[i], __ATOMIC_ACQUIRE);
-		struct central *c = node ? &node->centrals[class] : NULL;
+		const struct node *node = __atomic_load_n(&nodes[i], __ATOMIC_ACQUIRE);
 
-		if (!c)
-			continue;
-		percpu__malloc_lock(&c->word);
-		stats->spans += c->stats.spans;
-		stats->objects += c->stats.objects;
-		stats->free += c->stats.free;
-		stats->stock += c->stock;
-		stats->taken += c->stats.taken;
-		stats->given += c->stats.given;
-		stats->stock_misses += c->stats.stock_misses;
-		stats->new_spans += c->stats.new_spans;
-		stats->pages = c->pages;
-		percpu__malloc_unlock(&c->word);
+		if (node)
+			percpu__class_stats_add(stats, &node->centrals[class].stats);
 	}
+}
+
+void percpu__central_words(struct percpu__central_words *words)
+{
+	*words = (struct percpu__central_words){
+		.nodes = (uintptr_t)nodes,
+		.count = NODES,
+		.first = offsetof(struct node, centrals[0].stats),
+		.stride = sizeof(struct central),
+	};
 }
 
 /* In the order of nodes and classes, then the heap. */

@@ -47,7 +47,17 @@ PERCPU_HIDDEN void percpu__central_trim(void);
 /* Objects of a class that are neither in spans nor in stocks, roughly. */
 PERCPU_HIDDEN uint64_t percpu__central_in_use(unsigned class);
 
+/* Of all nodes together; without a lock: exact while nobody is at work here. */
 PERCPU_HIDDEN void percpu__central_stats(unsigned class, struct percpu__class_stats *stats);
+
+/* Where these words are, for who reads them from another process. */
+struct percpu__central_words {
+	uint64_t nodes, count;  /* an array of so many pointers, of which the first is not NULL; what each points to: */
+	uint64_t first, stride; /* how far the struct percpu__class_stats of class 0 is, and from one to the next */
+};
+PERCPU_HIDDEN void percpu__central_words(struct percpu__central_words *words);
+/* Adds them up. */
+PERCPU_HIDDEN void percpu__class_stats_add(struct percpu__class_stats *sum, const struct percpu__class_stats *stats);
 
 /* All locks of this layer. */
 PERCPU_HIDDEN void percpu__central_lock_all(void);

@@ -18,6 +18,7 @@
 #include "gate/gate.h"
 #include "malloc/fast.h"
 #include "malloc/options.h"
+#include "malloc/stats.h"
 #include "rseq/thread.h"
 
 /* In a magazine; less than CLOSED. */
@@ -44,6 +45,7 @@ static struct percpu__malloc_ready ready_late;
 const struct percpu__malloc_ready *percpu__malloc_hot = &not_ready;
 
 struct percpu__front *percpu__front;
+uint32_t percpu__front_top;
 uint64_t percpu__front_room = (uint64_t)3 << 20;
 unsigned percpu__malloc_watched;
 
@@ -161,12 +163,16 @@ static bool start(void)
 	};
 	struct percpu_description how;
 	struct percpu__front *front = NULL;
+	bool known = percpu__malloc_read_options();
 
 	if (!percpu__heap.bytes) {
 		percpu__central_start();
 		if (percpu__heap_start())
 			return false;
 	}
+	/* The loader is still at work. */
+	if (!known)
+		return true;
 	percpu_describe(&how);
 	/* Where no thread runs sections, or there is no memory for magazines, or each object is to be checked: spans will do. */
 	if (how.mode != PERCPU_MODE_NONE && !(percpu__malloc_watched & PERCPU__WATCH_CHECK))
@@ -194,6 +200,7 @@ static bool start(void)
 		percpu__malloc_ready = hot;
 	pthread_atfork(before_fork, after_fork, in_child);
 	__atomic_store_n(&started, true, __ATOMIC_RELEASE);
+	percpu__stats_start();
 	return true;
 }
 
@@ -290,6 +297,8 @@ static struct percpu__front *own_front(void)
 		percpu__malloc_lock(&drain_word);
 		if (!front->prepared)
 			prepare(front);
+		if (index >= percpu__front_top)
+			__atomic_store_n(&percpu__front_top, index + 1, __ATOMIC_RELEASE);
 		percpu__malloc_unlock(&drain_word);
 	}
 	return front;
@@ -615,20 +624,22 @@ void percpu__front_drain(bool all)
 
 bool percpu__front_stats(unsigned index, unsigned class, struct percpu__front_stats *stats)
 {
-	struct percpu__front *front = __atomic_load_n(&percpu__front, __ATOMIC_ACQUIRE);
-	const struct percpu__magazine *m;
+	return index < __atomic_load_n(&percpu__front_top, __ATOMIC_ACQUIRE) &&
+	       percpu__front_stats_in(percpu_ptr(percpu__front, index), class, stats);
+}
 
-	if (!front)
-		return false;
-	front = percpu_ptr(front, index);
+bool percpu__front_stats_in(const struct percpu__front *front, unsigned class, struct percpu__front_stats *stats)
+{
+	const struct percpu__magazine *m = &front->magazines[class];
+
 	if (!__atomic_load_n(&front->prepared, __ATOMIC_ACQUIRE))
 		return false;
-	m = &front->magazines[class];
 	stats->hits = load(&front->counts[class].hits);
 	stats->misses = load(&front->counts[class].misses);
 	stats->flushes = load(&front->counts[class].flushes);
 	stats->cached = number_in(load(&m->word));
 	stats->most = most_in(load_limits(m));
+	stats->drains = load(&front->drains);
 	return true;
 }
 

@@ -72,6 +72,9 @@ extern PERCPU_HIDDEN const struct percpu__magazine percpu__no_front[CLASSES + 1]
 /* Per-CPU; NULL: there is none. Its index is where percpu__index_offset says. */
 extern PERCPU_HIDDEN struct percpu__front *percpu__front;
 
+/* One more than the highest index that was used: copies above were never written to. */
+extern PERCPU_HIDDEN uint32_t percpu__front_top;
+
 /* Bytes of objects that the magazines of one index may hold. */
 extern PERCPU_HIDDEN uint64_t percpu__front_room;
 
@@ -179,9 +182,13 @@ struct percpu__front_stats {
 	uint64_t hits; /* in watched mode */
 	uint64_t misses, flushes;
 	uint64_t cached, most; /* objects in the magazine, and how many it may hold */
+	uint64_t drains;       /* of the whole index */
 };
 /* Of one index and class, roughly. False: the index was never used. */
 PERCPU_HIDDEN bool percpu__front_stats(unsigned index, unsigned class, struct percpu__front_stats *stats);
+/* The same, of a copy that may be another process's. */
+PERCPU_HIDDEN bool percpu__front_stats_in(const struct percpu__front *front, unsigned class,
+					  struct percpu__front_stats *stats);
 /* Objects of a class in all magazines. */
 PERCPU_HIDDEN uint64_t percpu__front_cached(unsigned class);
 

@@ -23,8 +23,6 @@
 #define MOVED_MOST 8192U
 #define OS_PAGE    ((size_t)4096)
 
-__attribute__((weak)) struct percpu__malloc_options percpu__malloc_options;
-
 struct percpu__heap percpu__heap;
 struct percpu__heap_stats percpu__heap_stats;
 
@@ -142,6 +140,7 @@ static struct percpu__span *new_struct(void)
 	}
 	span = &spans[span_count];
 	span->number = (uint32_t)span_count++;
+	percpu__heap_stats.metadata += sizeof(*spans);
 	return span;
 }
 
@@ -158,6 +157,15 @@ static void name_pages(const struct percpu__span *span, bool in_use)
 	}
 }
 
+/* Differences. */
+static void count_large(const struct percpu__span *span, int count, uint64_t pages)
+{
+	if (span->class)
+		return;
+	percpu__heap_stats.large += (uint64_t)count;
+	percpu__heap_stats.large_bytes += pages << PAGE_LOG;
+}
+
 static void set_up(struct percpu__span *span, const struct pages *taken, size_t pages, unsigned class, unsigned node)
 {
 	span->page = taken->first;
@@ -166,6 +174,7 @@ static void set_up(struct percpu__span *span, const struct pages *taken, size_t 
 	span->node = (uint8_t)node;
 	span->zero = taken->zero;
 	span->listed = span->moved = span->roomy = false;
+	count_large(span, 1, pages);
 	name_pages(span, true);
 }
 
@@ -250,8 +259,10 @@ bool percpu__span_grow(struct percpu__span *span, size_t pages)
 	percpu__heap_lock();
 	hold(span, false);
 	ok = percpu__pages_extend(span->page + span->pages, pages - span->pages, span->node);
-	if (ok)
+	if (ok) {
+		count_large(span, 0, pages - span->pages);
 		span->pages = pages;
+	}
 	hold(span, true);
 	percpu__heap_unlock();
 	return ok;
@@ -311,6 +322,7 @@ void percpu__span_cut(struct percpu__span *span, size_t pages)
 	if (dropped)
 		percpu__pages_dropped(from, count);
 	percpu__pages_free(from, count);
+	count_large(span, 0, -count);
 	span->pages = pages;
 	percpu__release_excess(count << PAGE_LOG);
 	percpu__heap_unlock();
@@ -325,6 +337,7 @@ void percpu__span_free(struct percpu__span *span)
 		__atomic_fetch_sub(&moved_count, 1, __ATOMIC_RELAXED);
 	percpu__heap_lock();
 	name_pages(span, false);
+	count_large(span, -1, -span->pages);
 	hold(span, false);
 	if (dropped)
 		percpu__pages_dropped(span->page, span->pages);

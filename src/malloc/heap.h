@@ -57,9 +57,11 @@ extern PERCPU_HIDDEN struct percpu__heap percpu__heap;
 
 /* What the heap holds, in bytes; under its lock, or roughly. */
 struct percpu__heap_stats {
-	uint64_t used, most_used; /* in spans */
-	uint64_t free;            /* in regions, and backed by memory as far as known */
-	uint64_t released;        /* given back to the kernel so far */
+	uint64_t used, most_used;    /* in spans */
+	uint64_t free;               /* in regions, and backed by memory as far as known */
+	uint64_t released;           /* given back to the kernel so far */
+	uint64_t large, large_bytes; /* spans that hold one block: how many, and their bytes, of those used */
+	uint64_t metadata;           /* tables and structs of spans, as far as in use */
 };
 extern PERCPU_HIDDEN struct percpu__heap_stats percpu__heap_stats;
 

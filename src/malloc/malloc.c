@@ -6,14 +6,12 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <percpu/malloc.h>
 
-#include "base/sys.h"
 #include "malloc/fast.h"
+#include "malloc/stats.h"
 
 #define OS_PAGE ((size_t)4096)
 /* Smaller blocks are not worth a move. */
@@ -242,14 +240,5 @@ int percpu_malloc_info(struct percpu_malloc_info *out)
 
 void percpu_malloc_stats(void)
 {
-	struct percpu_malloc_info info;
-	char line[200];
-	int length;
-
-	percpu_malloc_info(&info);
-	length = snprintf(line, sizeof(line),
-			  "percpu-malloc: in use %zu bytes, cached %zu, free %zu, largest so far %zu\n", info.in_use,
-			  info.cached, info.free, info.peak);
-	if (length > 0)
-		percpu__sys4(SYS_write, STDERR_FILENO, (long)line, length, 0);
+	percpu__stats_short();
 }

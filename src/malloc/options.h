@@ -8,11 +8,13 @@
 #define PERCPU_SRC_MALLOC_OPTIONS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <percpu/base.h>
 
 #define PERCPU__PROFILE_INTERVAL ((uint64_t)512 << 10)
+#define PERCPU__GUARD_USUAL      UINT64_MAX /* not given: few enough to cost next to nothing */
 
 enum percpu__huge { PERCPU__HUGE_AUTO, PERCPU__HUGE_NEVER, PERCPU__HUGE_ALWAYS };
 
@@ -36,7 +38,9 @@ extern PERCPU_HIDDEN struct percpu__malloc_options percpu__malloc_options;
  */
 PERCPU_HIDDEN bool percpu__malloc_read_options(void);
 
-/* For tests: reads @text in place of the environment. */
+/* As PERCPU_MALLOC would be. */
 PERCPU_HIDDEN void percpu__malloc_parse_options(const char *text);
+/* One option, for who hands it on. False: it is wrong, and @why says how, as far as there is room. */
+PERCPU_HIDDEN bool percpu__malloc_try_option(const char *text, size_t length, char *why, size_t size);
 
 #endif

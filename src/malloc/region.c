@@ -307,6 +307,8 @@ static bool extend(uint32_t count)
 		struct region *new = at(r->top++);
 
 		new->next = new->previous = NO_REGION;
+		percpu__heap_stats.metadata +=
+			sizeof(*new) + REGION_PAGES * (sizeof(*percpu__heap.distances) + sizeof(*percpu__heap.numbers));
 		if (r->top - 1 < SMALL_REGIONS && percpu__malloc_options.huge != PERCPU__HUGE_ALWAYS)
 			percpu__region_advise(r->top - 1, ADVICE_SMALL);
 		percpu__region_put_back(r->top - 1);

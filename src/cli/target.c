@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which file a program name means, and whether a preloaded object can count what it does.
+ * Which file a program name means, and whether a preloaded object can do its work there.
  *
  * The loader ignores preloaded objects in programs that gain rights by being executed, and statically linked programs
- * have no loader. Both would run and count nothing, so they are refused beforehand. For a script, the program is its
- * interpreter. A file that cannot be read is taken as it is: the kernel may still execute it.
+ * have no loader. Both would run as if nothing had been asked for, so they are refused beforehand. For a script, the program is
+ * its interpreter. A file that cannot be read is taken as it is: the kernel may still execute it.
  */
 #include <elf.h>
 #include <errno.h>
@@ -16,10 +16,12 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
-#include "cli/stat.h"
+#include "cli/target.h"
 
 /* As many as the kernel follows. */
 #define SCRIPT_DEPTH 5
+/* Of symbols, or of their names: more than any program has. */
+#define PART_MOST ((uint64_t)256 << 20)
 
 #if defined __x86_64__
 #define OUR_MACHINE EM_X86_64
@@ -29,9 +31,18 @@
 #error "which machine code is this?"
 #endif
 
+static enum target_use use;
+
 static int refuse(const char *path, const char *why)
 {
 	cli_complain("%s %s", path, why);
+	return EXIT_REFUSED;
+}
+
+static int refuse_as_useless(const char *path, const char *why)
+{
+	cli_complain("%s %s: %s", path, why,
+		     use == TARGET_COUNT ? "its calls cannot be counted" : "the allocator cannot be preloaded");
 	return EXIT_REFUSED;
 }
 
@@ -49,7 +60,7 @@ static int check_loader(const char *path, int fd, const Elf64_Phdr *header)
 		return refuse(path, "is damaged: the name of its loader cannot be read");
 	base = strrchr(loader, '/') ? strrchr(loader, '/') + 1 : loader;
 	if (!strncmp(base, "ld-musl", 7) || !strncmp(base, "linker", 6))
-		return refuse(path, "is linked with another C library than percpu: its calls cannot be counted");
+		return refuse_as_useless(path, "is linked with another C library than percpu");
 	return 0;
 }
 
@@ -92,6 +103,53 @@ static int check_needed(const char *path, int fd, const Elf64_Ehdr *elf, const E
 	return 0;
 }
 
+/* All at once; to be freed. NULL: there is no memory, or not so much in the file. */
+static void *read_part(int fd, const Elf64_Shdr *part)
+{
+	void *bytes = part->sh_size && part->sh_size < PART_MOST ? malloc(part->sh_size) : NULL;
+
+	if (bytes && read_at(fd, bytes, part->sh_size, part->sh_offset))
+		return bytes;
+	free(bytes);
+	return NULL;
+}
+
+/* Whether one of the symbols that the program gives to the loader is a malloc. */
+static bool defines_malloc(int fd, const Elf64_Shdr *symbols, const Elf64_Shdr *strings)
+{
+	Elf64_Sym *symbol = read_part(fd, symbols);
+	char *names = read_part(fd, strings);
+	bool found = false;
+
+	for (size_t i = 0; symbol && names && i < symbols->sh_size / sizeof(*symbol) && !found; i++)
+		found = symbol[i].st_shndx != SHN_UNDEF && ELF64_ST_TYPE(symbol[i].st_info) == STT_FUNC &&
+			strings->sh_size > sizeof("malloc") &&
+			symbol[i].st_name <= strings->sh_size - sizeof("malloc") &&
+			!memcmp(names + symbol[i].st_name, "malloc", sizeof("malloc"));
+	free(symbol);
+	free(names);
+	return found;
+}
+
+/* A symbol of the program itself comes before those of preloaded objects. */
+static void look_for_malloc(const char *path, int fd, const Elf64_Ehdr *elf)
+{
+	Elf64_Shdr symbols, strings;
+
+	for (unsigned i = 0; i < elf->e_shnum; i++) {
+		if (!read_at(fd, &symbols, sizeof(symbols), elf->e_shoff + (uint64_t)i * elf->e_shentsize))
+			return;
+		if (symbols.sh_type != SHT_DYNSYM || symbols.sh_link >= elf->e_shnum ||
+		    !read_at(fd, &strings, sizeof(strings),
+			     elf->e_shoff + (uint64_t)symbols.sh_link * elf->e_shentsize))
+			continue;
+		if (defines_malloc(fd, &symbols, &strings)) {
+			cli_complain("%s brings a malloc of its own, which it uses instead of the allocator", path);
+			return;
+		}
+	}
+}
+
 static int check_elf(const char *path, int fd)
 {
 	Elf64_Phdr loader = { .p_type = PT_NULL }, dynamic = loader, header;
@@ -99,7 +157,7 @@ static int check_elf(const char *path, int fd)
 	int rc;
 
 	if (!read_at(fd, &elf, sizeof(elf), 0) || elf.e_ident[EI_CLASS] != ELFCLASS64 || elf.e_machine != OUR_MACHINE)
-		return refuse(path, "is for another kind of machine than percpu: its calls cannot be counted");
+		return refuse_as_useless(path, "is for another kind of machine than percpu");
 	for (unsigned i = 0; i < elf.e_phnum; i++) {
 		if (!read_at(fd, &header, sizeof(header), elf.e_phoff + (uint64_t)i * elf.e_phentsize))
 			return refuse(path, "is damaged: its program headers cannot be read");
@@ -109,9 +167,13 @@ static int check_elf(const char *path, int fd)
 			dynamic = header;
 	}
 	if (loader.p_type == PT_NULL)
-		return refuse(path, "is statically linked: its calls cannot be counted");
+		return refuse_as_useless(path, "is statically linked");
 	rc = check_loader(path, fd, &loader);
-	return rc || dynamic.p_type == PT_NULL ? rc : check_needed(path, fd, &elf, &dynamic);
+	if (!rc && dynamic.p_type != PT_NULL)
+		rc = check_needed(path, fd, &elf, &dynamic);
+	if (!rc && use == TARGET_ALLOCATE)
+		look_for_malloc(path, fd, &elf);
+	return rc;
 }
 
 static int check_rights(const char *path, int fd, const struct stat *status)
@@ -221,11 +283,12 @@ static int search(const char *name, char **path)
 	}
 }
 
-int target_find(const char *name, char **path)
+int target_find(const char *name, enum target_use what_for, char **path)
 {
 	char *found = NULL;
 	int error;
 
+	use = what_for;
 	if (strchr(name, '/')) {
 		found = strdup(name);
 		error = found ? executable(name) : ENOMEM;
