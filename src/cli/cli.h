@@ -22,6 +22,7 @@ enum {
 /* Each takes the arguments from the subcommand's own name on, and returns an exit status. */
 int percpu_info_main(int argc, char **argv);
 int percpu_run_main(int argc, char **argv);
+int percpu_heap_profile_main(int argc, char **argv);
 int percpu_stat_main(int argc, char **argv);
 int percpu_bench_main(int argc, char **argv);
 /* One round of one row of `percpu bench malloc`, under the allocator that the command preloaded. */

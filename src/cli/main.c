@@ -18,6 +18,9 @@ static const char help_text[] = "Usage: percpu COMMAND [OPTION...]\n"
 #ifdef HAVE_MALLOC
 				"  run     run a program on the per-CPU allocator\n"
 #endif
+#ifdef HAVE_HEAP_PROFILE
+				"  heap-profile  which functions have allocated what is in use\n"
+#endif
 				"  stat    run a program and count what it does, per CPU\n"
 				"  bench   measure the operations beside their rivals\n"
 				"  help    this text\n"
@@ -106,6 +109,10 @@ int main(int argc, char **argv)
 #ifdef HAVE_MALLOC
 	if (!strcmp(command, "run"))
 		return percpu_run_main(argc - 1, argv + 1);
+#endif
+#ifdef HAVE_HEAP_PROFILE
+	if (!strcmp(command, "heap-profile"))
+		return percpu_heap_profile_main(argc - 1, argv + 1);
 #endif
 	if (!strcmp(command, "bench"))
 		return percpu_bench_main(argc - 1, argv + 1);

@@ -18,6 +18,7 @@
 #include "gate/gate.h"
 #include "malloc/fast.h"
 #include "malloc/options.h"
+#include "malloc/sample.h"
 #include "malloc/stats.h"
 #include "rseq/thread.h"
 
@@ -129,6 +130,7 @@ static void before_fork(void)
 		forks++;
 		return;
 	}
+	percpu__sample_lock_all();
 	percpu__lock_word(&drain_word);
 	percpu__central_lock_all();
 	__atomic_store_n(&percpu__malloc_forker, (uintptr_t)&percpu__private, __ATOMIC_RELAXED);
@@ -143,12 +145,14 @@ static void after_fork(void)
 	__atomic_store_n(&percpu__malloc_forker, 0, __ATOMIC_RELAXED);
 	percpu__central_unlock_all();
 	percpu__unlock_word(&drain_word);
+	percpu__sample_unlock_all();
 }
 
 /* Whoever waited for a lock is not here any more. */
 static void in_child(void)
 {
 	if (!forks) {
+		percpu__sample_relock_all();
 		percpu__central_relock_all();
 		__atomic_store_n(&drain_word, 1, __ATOMIC_RELAXED);
 	}
@@ -450,34 +454,41 @@ PREFETCHES static void *refill(struct percpu__front *front, unsigned class)
 	return objects[0];
 }
 
-static void *take_slow(unsigned class)
+static void *take_slow(size_t size, unsigned class, size_t align)
 {
 	struct percpu__front *front = own_front();
 	void *object;
-	uintptr_t word;
+	uintptr_t word = 0;
 
-	if (!front)
-		return percpu__central_take(class, &object, 1) ? object : NULL;
 	/* It may have aborted only, or all allocations come here, or another thread has filled it meanwhile. */
-	word = take_one(class);
-	if (word <= PERCPU__LEFT_WORD)
+	if (front)
+		word = take_one(class);
+	if (word > PERCPU__LEFT_WORD) {
+		if (percpu__malloc_watched & PERCPU__WATCH_COUNT)
+			percpu__count(&percpu__front->counts[class].hits, 1, PERCPU__BY_ID);
+		return (void *)word;
+	}
+	object = percpu__malloc_watched & PERCPU__WATCH_SAMPLE ? NULL : percpu__sample_new(size, align, false);
+	if (object)
+		return object;
+	if (front)
 		return refill(front, class);
-	if (percpu__malloc_watched & PERCPU__WATCH_COUNT)
-		percpu__count(&percpu__front->counts[class].hits, 1, PERCPU__BY_ID);
-	return (void *)word;
+	return percpu__central_take(class, &object, 1) ? object : NULL;
 }
 
 void *percpu__take_slow(size_t size, unsigned class, size_t align)
 {
 	void *object = NULL;
 
-	(void)align;
 	if (percpu__malloc_start()) {
-		object = take_slow(class);
+		if (percpu__malloc_watched & PERCPU__WATCH_SAMPLE)
+			object = percpu__sample_new(size, align, true);
+		if (!object)
+			object = take_slow(size, class, align);
 		if (PERCPU__UNLIKELY(!object)) {
 			/* Other classes, and other indexes, may have what this one lacks. */
 			percpu__malloc_gather();
-			object = take_slow(class);
+			object = take_slow(size, class, align);
 		}
 	}
 	if (PERCPU__UNLIKELY(!object)) {

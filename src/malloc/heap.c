@@ -173,6 +173,7 @@ static void set_up(struct percpu__span *span, const struct pages *taken, size_t 
 	span->class = (uint8_t) class;
 	span->node = (uint8_t)node;
 	span->zero = taken->zero;
+	span->sample = NULL;
 	span->listed = span->moved = span->roomy = false;
 	count_large(span, 1, pages);
 	name_pages(span, true);

@@ -38,6 +38,7 @@ struct percpu__span {
 	bool roomy;    /* the pages behind it are held */
 	uint8_t node;  /* of memory */
 	uint64_t size; /* of an object, or of the block as it was asked for */
+	void *sample;  /* of a large block: where it was allocated, for the heap profile; NULL: nobody knows */
 	uint64_t is_free[SPAN_OBJECTS / 64]; /* a bit for each object */
 };
 

@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "malloc/front.h"
+#include "malloc/guard.h"
 #include "malloc/large.h"
+#include "malloc/sample.h"
 
 /*
  * A block that must move takes its memory along instead of what is in it from the first size on if the new place has less
@@ -27,6 +29,22 @@ static void *fail(void)
 {
 	errno = ENOMEM;
 	return NULL;
+}
+
+static void set_size(struct percpu__span *span, size_t size)
+{
+	if (span->sample)
+		percpu__sample_freed(span);
+	span->size = size;
+	if (percpu__malloc_watched & PERCPU__WATCH_SAMPLE)
+		percpu__sample_large(span);
+}
+
+static void free_span(struct percpu__span *span)
+{
+	if (span->sample)
+		percpu__sample_freed(span);
+	percpu__span_free(span);
 }
 
 /* @fresh: if not NULL, the block will probably grow. */
@@ -52,7 +70,7 @@ static struct percpu__span *new_block(size_t size, size_t align, size_t *fresh)
 		span = new_span(size, align, fresh);
 	}
 	if (span)
-		span->size = size;
+		set_size(span, size);
 	return span;
 }
 
@@ -82,13 +100,17 @@ void percpu__free_other(void *p)
 {
 	int error = errno;
 
-	if (p)
-		percpu__span_free(span_at(p, "not a block of the heap is freed"));
+	if (percpu__guard_has(p))
+		percpu__guard_free(p);
+	else if (p)
+		free_span(span_at(p, "not a block of the heap is freed"));
 	errno = error;
 }
 
 size_t percpu__room_other(void *p)
 {
+	if (percpu__guard_has(p))
+		return percpu__guard_size(p);
 	return p ? span_at(p, "not a block of the heap is used")->pages << PAGE_LOG : 0;
 }
 
@@ -112,28 +134,46 @@ static void *move(struct percpu__span *span, size_t size)
 	if (bytes >= MOVE_ALWAYS || (bytes >= MOVE_LEAST && fresh > span->pages / 2))
 		done = percpu__span_move(larger, span, span->pages) << PAGE_LOG;
 	memcpy(new + done, old + done, bytes - done);
-	percpu__span_free(span);
+	free_span(span);
 	return new;
+}
+
+/* To a place that is not guarded, or is anew. */
+static void *move_guarded(void *p, size_t size)
+{
+	size_t room = percpu__guard_size(p);
+	void *q = size <= SMALL_MOST ? percpu__take_slow(size, percpu__class_of(size), QUANTUM)
+				     : percpu__large_new(size, QUANTUM, false);
+
+	if (q) {
+		memcpy(q, p, room < size ? room : size);
+		percpu__guard_free(p);
+	}
+	return q;
 }
 
 void *percpu__realloc_other(void *p, size_t size)
 {
-	struct percpu__span *span = span_at(p, "not a block of the heap is reallocated");
+	struct percpu__span *span;
 	size_t pages = pages_for(size);
 	void *q;
+
+	if (percpu__guard_has(p))
+		return move_guarded(p, size);
+	span = span_at(p, "not a block of the heap is reallocated");
 
 	if (size < LARGE_LEAST && pages < span->pages) {
 		q = percpu__take_slow(size, percpu__class_of(size), QUANTUM);
 		if (!q)
 			return NULL;
 		memcpy(q, p, size);
-		percpu__span_free(span);
+		free_span(span);
 		return q;
 	}
 	if (pages < span->pages)
 		percpu__span_cut(span, pages);
 	else if (pages > span->pages && (size > PTRDIFF_MAX || !percpu__span_grow(span, pages)))
 		return move(span, size);
-	span->size = size;
+	set_size(span, size);
 	return p;
 }

@@ -11,6 +11,7 @@
 #include <percpu/malloc.h>
 
 #include "malloc/fast.h"
+#include "malloc/guard.h"
 #include "malloc/stats.h"
 
 #define OS_PAGE ((size_t)4096)
@@ -57,7 +58,7 @@ void percpu_malloc_free(void *p)
 bool percpu__free_if_ours(void *p);
 bool percpu__free_if_ours(void *p)
 {
-	if (!percpu__heap_has(p))
+	if (!percpu__heap_has(p) && !percpu__guard_has(p))
 		return false;
 	put(p);
 	return true;

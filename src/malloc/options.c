@@ -16,6 +16,7 @@
 #include "base/sys.h"
 #include "malloc/front.h"
 #include "malloc/options.h"
+#include "malloc/sample.h"
 #include "malloc/writer.h"
 
 #define VARIABLE "PERCPU_MALLOC"
@@ -334,6 +335,7 @@ void percpu__malloc_parse_options(const char *text)
 	if (total && total / percpu_possible_cpus() < percpu__front_room)
 		percpu__front_room = total / percpu_possible_cpus();
 	percpu__malloc_watched |= (percpu__malloc_options.count ? PERCPU__WATCH_COUNT : 0U) |
+				  (percpu__sample_start() ? PERCPU__WATCH_SAMPLE : 0U) |
 				  (percpu__malloc_options.zero ? PERCPU__WATCH_ZERO : 0U) |
 				  (percpu__malloc_options.check ? PERCPU__WATCH_CHECK : 0U);
 }

@@ -15,6 +15,8 @@
 
 #include "base/sys.h"
 #include "malloc/front.h"
+#include "malloc/guard.h"
+#include "malloc/profile.h"
 #include "malloc/session.h"
 
 static struct percpu__session *session;
@@ -150,6 +152,8 @@ void percpu__session_start(void)
 	session->where = (struct percpu__session_where){
 		.key = (uintptr_t)&key,
 		.heap = (uintptr_t)&percpu__heap_stats,
+		.guarded = (uintptr_t)&percpu__guard_taken,
+		.profiled = (uintptr_t)&percpu__profile_live,
 		.front = percpu__front ? (uintptr_t)percpu_ptr(percpu__front, 0) : 0,
 		.top = (uintptr_t)&percpu__front_top,
 	};

@@ -7,6 +7,8 @@
 
 #include "base/sys.h"
 #include "malloc/front.h"
+#include "malloc/guard.h"
+#include "malloc/profile.h"
 #include "malloc/stats.h"
 
 static uint64_t load(const uint64_t *word)
@@ -111,8 +113,8 @@ void percpu__stats_process(const struct percpu__stats_words *words, struct percp
 		.large_bytes = load(&heap->large_bytes),
 		.metadata = load(&heap->metadata) + top_of(words) * sizeof(struct percpu__front),
 		.resident = words ? words->resident : resident(),
-		.guarded = words ? words->guarded : 0,
-		.profiled = words ? words->profiled : 0,
+		.guarded = words ? words->guarded : load(&percpu__guard_taken),
+		.profiled = words ? words->profiled : load(&percpu__profile_live),
 	};
 	out->live = out->large_bytes;
 	for (unsigned i = 1; i <= CLASSES; i++) {
