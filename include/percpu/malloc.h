@@ -11,7 +11,8 @@
  *
  * For all of them, unless it says otherwise:
  *
- * - Blocks are aligned to 16 bytes at least. A block of 0 bytes has an address of its own, too. None is larger than PTRDIFF_MAX.
+ * - Blocks are aligned to 16 bytes at least. A block of 0 bytes has an address of its own, too. None is larger than
+ *   PTRDIFF_MAX.
  * - Who gets NULL finds ENOMEM in errno; who gets a block, or gives one back, finds errno as it was.
  * - Small blocks (up to 256 KiB) come and go wait-free, but for a magazine that is found empty or full: then, and for larger
  *   blocks, and in threads that cannot run sections, a lock is taken, which may block.
@@ -35,7 +36,9 @@ PERCPU_BEGIN_DECLS
 /** percpu_malloc - a block of @size bytes, whose contents are not determined. Returns NULL if there is no memory. */
 PERCPU_API void *percpu_malloc(size_t size) __attribute__((malloc, alloc_size(1), warn_unused_result));
 
-/** percpu_calloc - a block of @n times @size bytes, all zero. Returns NULL if there is no memory or the product is no size_t. */
+/**
+ * percpu_calloc - a block of @n times @size bytes, all zero. Returns NULL if there is no memory, or the product is no size_t.
+ */
 PERCPU_API void *percpu_calloc(size_t n, size_t size) __attribute__((malloc, alloc_size(1, 2), warn_unused_result));
 
 /**

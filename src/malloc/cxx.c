@@ -3,8 +3,8 @@
  * C++'s new and delete, by their names in the Itanium ABI. In C, so that programs in C need no C++ library.
  *
  * A program may replace some of them, and then the others must lead to those, as the standard says: what comes from its
- * new(size) goes to its delete(pointer), whatever forms are in between. So all forms call a plainer one by its name, under which
- * the program's may stand; and all are weak, so that in a program that is linked statically they give way.
+ * new(size) goes to its delete(pointer), whatever forms are in between. So all forms call a plainer one by its name, under
+ * which the program's may stand; and all are weak, so that in a program that is linked statically they give way.
  */
 #include <stdlib.h>
 

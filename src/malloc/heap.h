@@ -89,6 +89,10 @@ PERCPU_HIDDEN size_t percpu__span_move(struct percpu__span *to, struct percpu__s
 PERCPU_HIDDEN void percpu__span_cut(struct percpu__span *span, size_t pages);
 PERCPU_HIDDEN void percpu__span_free(struct percpu__span *span);
 
+/* Bytes of free memory that stay in any case, but for percpu__heap_release(). Anybody sets it, to at most HEAP_KEEP_ALL. */
+extern PERCPU_HIDDEN uint64_t percpu__heap_keep;
+#define HEAP_KEEP_ALL ((uint64_t)1 << 60)
+
 /*
  * Under the lock, which it leaves in between: gives free pages back to the kernel, up to @most bytes or a region more, but not
  * the last @keep ones. Returns how many bytes.

@@ -153,9 +153,12 @@ API void malloc_stats(void)
 	percpu_malloc_stats();
 }
 
-/* None of the C library's parameters means anything here. 0 says so. */
+/* The other parameters are about an allocator of another kind. 0 says so. */
 API int mallopt(int parameter, int value)
 {
-	(void)parameter, (void)value;
-	return 0;
+	if (parameter != M_TRIM_THRESHOLD)
+		return 0;
+	/* As the C library takes it: -1 is as much as there can be. */
+	__atomic_store_n(&percpu__heap_keep, value < 0 ? HEAP_KEEP_ALL : (uint64_t)value, __ATOMIC_RELAXED);
+	return 1;
 }

@@ -3,9 +3,9 @@
  * Giving memory back to the kernel.
  *
  * There is no thread of ours that could do it later, and after the last free nobody may come by again. So it is done at once:
- * what is free above KEEP_LEAST and an eighth of what is in use goes, a bounded amount in each call. But programs come back for
- * what they had. So memory that is wanted again within a second raises what is kept by as much, and each second halves that:
- * who needs the same again and again keeps it, and who rests is small.
+ * what is free above percpu__heap_keep and an eighth of what is in use goes, a bounded amount in each call. But programs come
+ * back for what they had. So memory that is wanted again within a second raises what is kept by as much, and each second
+ * halves that: who needs the same again and again keeps it, and who rests is small.
  *
  * Whole regions go first. Of those that are partly in use only what is mostly free does, since it costs them their huge page.
  *
@@ -18,13 +18,14 @@
 #include "base/sys.h"
 #include "malloc/region.h"
 
-#define KEEP_LEAST ((uint64_t)8 << 20)
-#define REGRET_MS  1000U
+#define REGRET_MS 1000U
 /* At most so much at once, also if more was freed at once. */
 #define AT_ONCE    ((uint64_t)64 << 20)
 #define AT_WORK    4U
 #define PART_LEAST 16U /* free pages with memory, or it is not worth a call */
 #define LOOK_AT    64U
+
+uint64_t percpu__heap_keep = (uint64_t)8 << 20;
 
 static struct work {
 	bool busy, whole;
@@ -53,7 +54,7 @@ static uint64_t keep(uint32_t now)
 {
 	for (; regret && now - regret_at >= REGRET_MS; regret_at += REGRET_MS)
 		regret = regret < REGION ? 0 : regret / 2;
-	return KEEP_LEAST + percpu__heap_stats.used / 8 + regret;
+	return __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8 + regret;
 }
 
 static unsigned count_of(const uint64_t *bits)
@@ -191,7 +192,8 @@ void percpu__release_excess(uint64_t freed)
 	uint64_t budget = freed < REGION ? REGION : freed < AT_ONCE ? freed : AT_ONCE, some;
 	uint32_t now;
 
-	if (percpu__heap_stats.free < KEEP_LEAST + percpu__heap_stats.used / 8 + REGION)
+	if (percpu__heap_stats.free <
+	    __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8 + REGION)
 		return;
 	now = percpu__heap_ms();
 	if (refused_at && now - refused_at < REGRET_MS)

@@ -594,6 +594,48 @@ static void test_mallopt(void **state)
 		assert_int_equal(mallopt(-12345, 1), 0);
 }
 
+/* How many of 64 MiB are kept once they are freed; another program's exit status. */
+static int left_over(int threshold)
+{
+	static void *objects[64];
+
+	if (mallopt(M_TRIM_THRESHOLD, threshold) != 1)
+		return 100;
+	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++) {
+		objects[i] = malloc(MIB);
+		if (!objects[i])
+			return 101;
+		memset(objects[i], 1, MIB);
+	}
+	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
+		free(objects[i]);
+	return (int)(mallinfo2().fordblks / MIB);
+}
+
+static int left_over_in_child(const char *threshold)
+{
+	int status = -1;
+	pid_t child = fork();
+
+	if (child == 0) {
+		execl("/proc/self/exe", "malloc-family", "--left-over", threshold, (char *)NULL);
+		_exit(102);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+static void test_trim_threshold(void **state)
+{
+	(void)state;
+	need("mallopt");
+	if (!subject_is_ours())
+		skip();
+	assert_in_range(left_over_in_child("1000000"), 0, 30);
+	assert_in_range(left_over_in_child("-1"), 60, 70);
+}
+
 /* C23's, which few C libraries have yet. */
 static void test_free_sized(void **state)
 {
@@ -724,11 +766,14 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_malloc_info),
 		cmocka_unit_test(test_malloc_stats),
 		cmocka_unit_test(test_mallopt),
+		cmocka_unit_test(test_trim_threshold),
 		cmocka_unit_test(test_free_sized),
 		cmocka_unit_test(test_reuse),
 	};
 
 	subject_begin();
+	if (argc == 3 && strcmp(argv[1], "--left-over") == 0)
+		return left_over(atoi(argv[2]));
 	make_borders();
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
