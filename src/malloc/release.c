@@ -148,7 +148,7 @@ static uint32_t partly_free(bool any)
 		struct region *r = &all->all[hand = hand + 1 < all->top ? hand + 1 : 0];
 		unsigned idle = 0;
 
-		if (!r->count || (!any && r->count > REGION_PAGES / (r->advice == ADVICE_HUGE ? 8 : 2)))
+		if (!r->count || (!any && r->count > REGION_PAGES / 2))
 			continue;
 		for (unsigned w = 0; w < REGION_WORDS; w++)
 			idle += (unsigned)__builtin_popcountl(r->backed[w] & ~r->used[w]);
