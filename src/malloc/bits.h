@@ -60,4 +60,16 @@ static inline unsigned percpu__bits_next(const uint64_t *bits, unsigned i, bool 
 	return REGION_PAGES;
 }
 
+/* Behind the last bit that is set; @from if there is none. */
+static inline unsigned percpu__bits_end(const uint64_t *bits, unsigned from, unsigned to)
+{
+	for (unsigned w = (to + 63) / 64; w * 64 > from; w--) {
+		uint64_t word = bits[w - 1] & percpu__bits_mask(w - 1, from, to);
+
+		if (word)
+			return w * 64 - (unsigned)__builtin_clzl(word);
+	}
+	return from;
+}
+
 #endif

@@ -172,8 +172,9 @@ static void set_up(struct percpu__span *span, const struct pages *taken, size_t 
 	span->pages = pages;
 	span->class = (uint8_t) class;
 	span->node = (uint8_t)node;
-	span->zero = taken->zero;
 	span->sample = NULL;
+	span->dirty = taken->dirty;
+	span->dirty_end = taken->dirty_end;
 	span->listed = span->moved = span->roomy = false;
 	count_large(span, 1, pages);
 	name_pages(span, true);
@@ -210,6 +211,8 @@ struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class
 	if (extra - skip)
 		percpu__pages_free(taken.first + skip + pages, extra - skip);
 	taken.first += skip;
+	taken.dirty = taken.dirty > skip ? taken.dirty - skip : 0;
+	taken.dirty_end = taken.dirty_end > skip ? taken.dirty_end - skip : 0;
 	set_up(span, &taken, pages, class, node % NODES);
 	percpu__heap_unlock();
 	return span;

@@ -33,13 +33,18 @@ struct percpu__span {
 	uint16_t objects, free;
 	uint8_t class; /* 0: one large block */
 	bool listed;
-	bool zero;     /* a large block that nobody has written to */
 	bool moved;    /* its memory came from another place, so the kernel has a mapping of its own for it */
 	bool roomy;    /* the pages behind it are held */
 	uint8_t node;  /* of memory */
 	uint64_t size; /* of an object, or of the block as it was asked for */
 	void *sample;  /* of a large block: where it was allocated, for the heap profile; NULL: nobody knows */
-	uint64_t is_free[SPAN_OBJECTS / 64]; /* a bit for each object */
+	union {
+		uint64_t is_free[SPAN_OBJECTS / 64]; /* a bit for each object */
+		struct {
+			uint64_t dirty,
+				dirty_end; /* of a new large block, pages that may be other than zero: from, to */
+		};
+	};
 };
 
 /*

@@ -77,13 +77,16 @@ static struct percpu__span *new_block(size_t size, size_t align, size_t *fresh)
 void *percpu__large_new(size_t size, size_t align, bool zero)
 {
 	struct percpu__span *span = new_block(size, align, NULL);
-	void *p;
+	char *p;
 
 	if (!span)
 		return fail();
 	p = percpu__page_address(span->page);
-	if (zero && !span->zero)
-		memset(p, 0, size);
+	if (zero && span->dirty < span->pages && span->dirty < span->dirty_end) {
+		size_t end = span->dirty_end < span->pages ? span->dirty_end : span->pages;
+
+		memset(p + (span->dirty << PAGE_LOG), 0, (end - span->dirty) << PAGE_LOG);
+	}
 	return p;
 }
 

@@ -423,9 +423,21 @@ static uint32_t take_regions(uint32_t count, unsigned node, bool small)
 
 /* Runs of pages. */
 
+/* What is written in pages @from to @to of the region, of which @page is the first. */
+static void note_dirty(struct pages *taken, const struct region *r, uint64_t page, unsigned from, unsigned to)
+{
+	unsigned last = percpu__bits_end(r->written, from, to);
+
+	if (last == from)
+		return;
+	if (taken->dirty == taken->dirty_end)
+		taken->dirty = page - taken->first + percpu__bits_next(r->written, from, true) - from;
+	taken->dirty_end = page - taken->first + last - from;
+}
+
 static struct pages mark_used(uint64_t page, uint64_t pages)
 {
-	struct pages taken = { .first = page, .zero = true };
+	struct pages taken = { .first = page };
 
 	percpu__heap_stats.used += pages << PAGE_LOG;
 	if (percpu__heap_stats.used > percpu__heap_stats.most_used)
@@ -447,7 +459,7 @@ static struct pages mark_used(uint64_t page, uint64_t pages)
 		percpu__heap_stats.free += (uint64_t)fresh << PAGE_LOG;
 		percpu__heap_stats.free -= (uint64_t)(to - from) << PAGE_LOG;
 		taken.fresh += fresh < to - from ? fresh : to - from;
-		taken.zero &= !percpu__bits_count(r->written, from, to);
+		note_dirty(&taken, r, page, from, to);
 		percpu__bits_set(r->used, from, to);
 		percpu__bits_set(r->backed, from, to);
 		percpu__bits_set(r->written, from, to);

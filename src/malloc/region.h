@@ -43,9 +43,9 @@ struct region {
 
 /* Pages as they were when they were taken. */
 struct pages {
-	uint64_t first; /* NO_PAGE: none */
-	uint64_t fresh; /* how many of them have no memory */
-	bool zero;      /* nobody has written to any of them */
+	uint64_t first;            /* NO_PAGE: none */
+	uint64_t fresh;            /* how many of them have no memory */
+	uint64_t dirty, dirty_end; /* of those that may be other than zero: from here to here, counted from the first */
 };
 
 /* Fixed once the heap has started, but for `top`. */

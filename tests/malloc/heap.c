@@ -66,6 +66,10 @@ static void check_zero(const struct percpu__span *span)
 	for (uint64_t i = 0; i < span->pages; i++) {
 		const uint64_t *words = (const uint64_t *)(const void *)percpu__page_address(span->page + i);
 
+		if (i == span->dirty && i < span->dirty_end) {
+			i = span->dirty_end - 1;
+			continue;
+		}
 		for (size_t k = 0; k < PAGE / 8; k += i % 16 ? PAGE / 8 - 1 : 1)
 			if (words[k]) {
 				complain("a page that should be zero is not", span->page + i, k);
@@ -115,7 +119,7 @@ static void take(struct actor *a, unsigned i)
 		if (percpu__regions.all[p / REGION_PAGES].node != node)
 			complain("memory of another node", p, node);
 	claim(span->page, pages, (uint8_t)(a->id + 1));
-	if (span->zero)
+	if (!span->class)
 		check_zero(span);
 	a->spans[i] = span;
 	a->tags[i] = unit_random(&a->random);
@@ -534,7 +538,7 @@ static void test_fork(void **state)
 	(void)state;
 	for (unsigned i = 0; i < UNIT_COUNT(threads); i++)
 		assert_int_equal(pthread_create(&threads[i], NULL, burst_again_and_again, NULL), 0);
-	for (unsigned i = 0; i < 100; i++) {
+	for (unsigned i = 0; i < 50; i++) {
 		pid_t pid;
 
 		percpu__heap_lock();
