@@ -90,10 +90,19 @@ static void *allocate(size_t i, size_t size)
 	}
 }
 
+/* The table of them must leave room for the objects. */
+static size_t most_started(void)
+{
+	struct rlimit limit = { 0, 0 };
+
+	getrlimit(RLIMIT_AS, &limit);
+	return limit.rlim_cur / 48 < MOST_OBJECTS / 2 ? limit.rlim_cur / 48 : MOST_OBJECTS / 2;
+}
+
 /* Until there is no more. Returns how many. */
 static size_t fill(size_t size)
 {
-	size_t n = 0, most = started ? MOST_OBJECTS / 2 : MOST_OBJECTS;
+	size_t n = 0, most = started ? most_started() : MOST_OBJECTS;
 
 	if (most > 4 * ROOM / size)
 		most = 4 * ROOM / size;
@@ -399,7 +408,7 @@ static int run(int (*body)(void))
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		alarm(CHILD_SECONDS);
-		objects = map((started ? MOST_OBJECTS / 2 : 2 * MOST_OBJECTS) * sizeof *objects);
+		objects = map((started ? most_started() : 2 * MOST_OBJECTS) * sizeof *objects);
 		_exit(body());
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)
