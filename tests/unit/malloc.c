@@ -73,7 +73,7 @@ static void each_function(void **state)
 		check(p = percpu_aligned_alloc(256, size), size, 256);
 		percpu_free_aligned_sized(p, 256, size);
 		for (int i = 0; i < 3; i++)
-			check(more[i] = percpu_aligned_alloc(48, size), size, 64);
+			check(more[i] = percpu_aligned_alloc(opaque(48), size), size, 64);
 		for (int i = 0; i < 3; i++)
 			percpu_malloc_free(more[i]);
 		check(p = percpu_memalign(8192, size), size, 8192);
@@ -152,7 +152,9 @@ static void beside_libc(void **state)
 		memset(theirs[i], 0x55, malloc_usable_size(theirs[i]));
 	}
 	assert_in_range(in_use(), before + MANY * 350, before + MANY * 450);
-	assert_in_range(mallinfo2().uordblks, libc_before + MANY * 300, libc_before + MANY * 450);
+	/* (That of the sanitizers says nothing.) */
+	if (!UNIT_ASAN)
+		assert_in_range(mallinfo2().uordblks, libc_before + MANY * 300, libc_before + MANY * 450);
 	for (size_t i = 0; i < MANY; i++) {
 		for (size_t k = 0; k <= i % 700; k++)
 			assert_true(ours[i][k] == 0xaa && theirs[i][k] == 0x55);
