@@ -5,12 +5,17 @@
  * blocks STEP...: does one after the other.
  *   COUNTxSIZE  allocates, and keeps
  *   free=COUNT  frees the last ones
+ *   resize=SIZE reallocates the last one
+ *   trim        gives back what is free
+ *   cpu=N       goes there
  *   fork=STEP   does a step in a child, which exits, and waits for it
  *   wait        reads a byte from standard input
  *   exit=N, _exit=N, kill=N; exec: the rest in a new program; closed: closes all files; handler=N: catches a signal, and
  *   prints "caught" when it comes; raise=N
  */
 #define _GNU_SOURCE
+#include <malloc.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,6 +66,19 @@ static void step(const char *text, char **rest)
 	} else if (!strncmp(text, "free=", 5)) {
 		while (n--)
 			free(blocks[--held]);
+	} else if (!strncmp(text, "resize=", 7)) {
+		blocks[held - 1] = realloc(blocks[held - 1], n);
+		if (!blocks[held - 1])
+			die("realloc");
+	} else if (!strcmp(text, "trim")) {
+		malloc_trim(0);
+	} else if (!strncmp(text, "cpu=", 4)) {
+		cpu_set_t set;
+
+		CPU_ZERO(&set);
+		CPU_SET(n, &set);
+		if (sched_setaffinity(0, sizeof(set), &set))
+			die("sched_setaffinity");
 	} else if (!strncmp(text, "fork=", 5)) {
 		int status;
 		pid_t child = fork();

@@ -137,11 +137,37 @@ class Counts(Case):
                 self.assertGreaterEqual(class_of(some)["misses"] + class_of(some)["new_spans"], 10)
         self.each_mode(test)
 
+    def nodes(self):
+        """Steps that allocate on two CPUs, and so, with the option, on two nodes of memory."""
+        cpus = sorted(os.sched_getaffinity(0))
+        first = [cpu for cpu in cpus if cpu % 3 == cpus[0] % 3][0]
+        second = [cpu for cpu in cpus if cpu % 3 != cpus[0] % 3]
+        if not second:
+            self.skipTest("there is one CPU")
+        return (f"cpu={first}", f"1000x{SIZE}", f"cpu={second[0]}", f"500x{SIZE}", "free=300")
+
     def test_nodes(self):
         """Each node of memory has stocks and spans of its own."""
-        for stats in (self.stats(BLOCKS, f"1000x{SIZE}", "free=300", options=("--option", "nodes=3")),
-                      self.own_stats(BLOCKS, f"1000x{SIZE}", "free=300", options=",nodes=3")):
+        for stats in (self.stats(BLOCKS, *self.nodes(), options=("--option", "nodes=3")),
+                      self.own_stats(BLOCKS, *self.nodes(), options=",nodes=3")):
+            self.assertEqual(class_of(stats)["live"], 1200)
+
+    def test_trim(self):
+        def test(_mode, env):
+            stats = self.stats(BLOCKS, f"1000x{SIZE}", "free=300", "trim", env=env)
             self.assertEqual(class_of(stats)["live"], 700)
+            self.assertEqual((class_of(stats)["cached"], class_of(stats)["stock"]), (0, 0))
+            for index in stats["indexes"]:
+                self.assertGreater(index["drains"], 0)
+        self.each_mode(test)
+
+    def test_resize(self):
+        for steps, size in ((("resize=30000000",), 30000000), (("resize=30000000", "resize=3000000"), 3000000)):
+            nothing = self.stats(BLOCKS)["total"]
+            some = self.stats(BLOCKS, "1x1000000", *steps)["total"]
+            self.assertEqual(some["large"] - nothing["large"], 1)
+            self.assertGreaterEqual(some["large_bytes"] - nothing["large_bytes"], size)
+            self.assertLess(some["large_bytes"] - nothing["large_bytes"], size * 3 // 2)
 
     def test_large(self):
         def test(_mode, env):
@@ -275,10 +301,9 @@ class Live(Case):
             self.assertEqual((class_of(stats)["live"], stats["last"]), (100, False))
 
     def test_nodes(self):
-        with self.running(BLOCKS, f"1000x{SIZE}", "free=300", "3x1000000", "wait",
-                          options=("--option", "nodes=3")) as (_, until):
+        with self.running(BLOCKS, *Counts.nodes(self), "3x1000000", "wait", options=("--option", "nodes=3")) as (_, until):
             stats = until(lambda stats: stats["total"]["large"] >= 3)
-            self.assertEqual(class_of(stats)["live"], 700)
+            self.assertEqual(class_of(stats)["live"], 1200)
             self.adds_up(stats)
 
     def test_exec(self):
