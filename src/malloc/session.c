@@ -87,7 +87,7 @@ static bool parse(const char *value, char path[static 64])
 
 static bool trusted(long fd, size_t *bytes)
 {
-	struct stat status;
+	struct stat status = { 0 };
 
 	if (percpu__sys4(SYS_fstat, fd, (long)&status, 0, 0) || !S_ISREG(status.st_mode) || status.st_nlink ||
 	    status.st_uid != (uid_t)percpu__sys4(SYS_geteuid, 0, 0, 0, 0))

@@ -84,7 +84,7 @@ bool percpu__stats_index(const struct percpu__stats_words *words, unsigned index
 /* The second number of /proc/self/statm, in pages. */
 static uint64_t resident(void)
 {
-	char text[128];
+	char text[128] = "";
 	long fd = percpu__sys4(SYS_openat, AT_FDCWD, (long)"/proc/self/statm", O_RDONLY | O_CLOEXEC, 0), n;
 	uint64_t pages = 0;
 	long i = 0;

@@ -337,7 +337,7 @@ static void keep_stderr(void)
 
 static int kept_stderr(void)
 {
-	struct stat now;
+	struct stat now = { 0 };
 
 	if (kept >= 0 && !percpu__sys4(SYS_fstat, kept, (long)&now, 0, 0) && now.st_dev == kept_status.st_dev &&
 	    now.st_ino == kept_status.st_ino && now.st_rdev == kept_status.st_rdev)
