@@ -8,6 +8,7 @@
  *   resize=SIZE reallocates the last one
  *   trim        gives back what is free
  *   cpu=N       goes there
+ *   storm=N     allocates and frees so many times, while SIGALRM comes again and again
  *   fork=STEP   does a step in a child, which exits, and waits for it
  *   wait        reads a byte from standard input
  *   exit=N, _exit=N, kill=N; exec: the rest in a new program; closed: closes all files; handler=N: catches a signal, and
@@ -20,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,6 +57,26 @@ static void allocate(size_t count, size_t size)
 	}
 }
 
+static void storm(unsigned long n)
+{
+	const struct itimerval never = { { 0, 0 }, { 0, 0 } };
+	void *some[64] = { NULL };
+
+	for (unsigned long i = 0; i < n; i++) {
+		/* One signal each time, so that the program gets on however long its handler takes. */
+		const struct itimerval soon = { { 0, 0 }, { 0, 20 + (long)(i / 500 % 30) } };
+		void **one = &some[i * 37 % 64];
+
+		if (i % 500 == 0)
+			setitimer(ITIMER_REAL, &soon, NULL);
+		free(*one);
+		*one = malloc(i * 613 % 9000);
+	}
+	setitimer(ITIMER_REAL, &never, NULL);
+	for (unsigned i = 0; i < 64; i++)
+		free(some[i]);
+}
+
 static void step(const char *text, char **rest)
 {
 	const char *equals = strchr(text, '='), *times = strchr(text, 'x');
@@ -79,6 +101,8 @@ static void step(const char *text, char **rest)
 		CPU_SET(n, &set);
 		if (sched_setaffinity(0, sizeof(set), &set))
 			die("sched_setaffinity");
+	} else if (!strncmp(text, "storm=", 6)) {
+		storm(n);
 	} else if (!strncmp(text, "fork=", 5)) {
 		int status;
 		pid_t child = fork();

@@ -626,6 +626,18 @@ class Options(Case):
             self.assertEqual(process.returncode, 0)
         self.assertEqual(class_of(self.load(out))["live"], 200)
 
+    def test_signals_inside_of_the_allocator(self):
+        """Whatever it was doing, nothing waits for anything."""
+        def test(_mode, env):
+            out = self.path("storm.json")
+            done = preloaded(BLOCKS, "storm=200000", f"100x{SIZE}", env=env,
+                             options=f"stats=/dev/null,stats-json={out},stats-signal=ALRM")
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
+            stats = self.load(out)
+            self.adds_up(stats)
+            self.assertEqual(class_of(stats)["live"], 100)
+        self.each_mode(test)
+
     def test_signal_of_the_program(self):
         """A handler of the program's stays, and so does what was to be ignored."""
         number = int(signal.SIGUSR2)
