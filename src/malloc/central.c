@@ -18,21 +18,26 @@
 #define LEVELS      8U                 /* spans by how full they are */
 #define NODES       64U
 
-/* Of one class and node of memory, in lines of its own. */
+/* Of a class, the same for all nodes. */
+static struct kind {
+	uint64_t size, inverse; /* 2^32 / size, rounded up */
+	uint32_t pages;         /* of a span */
+	uint16_t objects;       /* of a span */
+	uint16_t stock_most, batch;
+} kinds[CLASSES + 1];
+
+/* Of one class and node of memory, in lines of its own. All zero to begin with: classes that nobody uses touch no memory. */
 struct central {
 	uint32_t word; /* its lock */
-	uint16_t stock, stock_most, batch;
-	uint16_t objects; /* of a span */
-	uint32_t pages;
-	uint64_t size, inverse;              /* 2^32 / size, rounded up */
+	uint32_t stock;
 	unsigned partial;                    /* spans with free objects */
 	struct percpu__span *levels[LEVELS]; /* those, by the eighths of their objects that are in use */
 	struct percpu__class_stats stats;
-	void *slots[STOCK_MOST];
-} __attribute__((aligned(128)));
+} __attribute__((aligned(64)));
 
 struct node {
 	struct central centrals[CLASSES + 1];
+	void *stocks[CLASSES + 1][STOCK_MOST];
 };
 static struct node first_node;
 static struct node *nodes[NODES] = { &first_node };
@@ -72,33 +77,27 @@ static uint32_t span_pages(size_t size)
 	}
 }
 
-static void start_node(struct node *node)
-{
-	for (unsigned i = 1; i <= CLASSES; i++) {
-		struct central *c = &node->centrals[i];
-		size_t batch;
-
-		c->size = percpu__class_size(i);
-		c->inverse = ((UINT64_C(1) << 32) + c->size - 1) / c->size;
-		c->pages = span_pages(c->size);
-		c->stats.pages = c->pages;
-		c->objects = (uint16_t)(((size_t)c->pages << PAGE_LOG) / c->size);
-		if (c->objects > SPAN_OBJECTS)
-			c->objects = SPAN_OBJECTS;
-		batch = BATCH_BYTES / c->size;
-		c->batch = (uint16_t)(batch < 1 ? 1 : batch > BATCH_MOST / 2 ? BATCH_MOST / 2 : batch);
-		c->stock_most = (uint16_t)(c->size > BATCH_BYTES ? STOCK_BYTES / c->size : c->batch * 4U);
-	}
-}
-
 void percpu__central_start(void)
 {
-	start_node(&first_node);
+	for (unsigned i = 1; i <= CLASSES; i++) {
+		struct kind *k = &kinds[i];
+		size_t batch;
+
+		k->size = percpu__class_size(i);
+		k->inverse = ((UINT64_C(1) << 32) + k->size - 1) / k->size;
+		k->pages = span_pages(k->size);
+		k->objects = (uint16_t)(((size_t)k->pages << PAGE_LOG) / k->size);
+		if (k->objects > SPAN_OBJECTS)
+			k->objects = SPAN_OBJECTS;
+		batch = BATCH_BYTES / k->size;
+		k->batch = (uint16_t)(batch < 1 ? 1 : batch > BATCH_MOST / 2 ? BATCH_MOST / 2 : batch);
+		k->stock_most = (uint16_t)(k->size > BATCH_BYTES ? STOCK_BYTES / k->size : k->batch * 4U);
+	}
 }
 
 unsigned percpu__batch_of(unsigned class)
 {
-	return first_node.centrals[class].batch;
+	return kinds[class].batch;
 }
 
 static struct node *make_node(unsigned number)
@@ -114,10 +113,6 @@ static struct node *make_node(unsigned number)
 		/* Without memory for it, the first node does for both, this time. */
 		if (p > 0) {
 			node = (struct node *)p;
-			start_node(node);
-			for (unsigned i = 1; i <= CLASSES; i++)
-				if (!first_node.centrals[i].stock_most)
-					node->centrals[i].stock_most = 0;
 			__atomic_store_n(&nodes[number], node, __ATOMIC_RELEASE);
 			__atomic_store_n(&several, true, __ATOMIC_RELAXED);
 		}
@@ -131,6 +126,12 @@ static struct node *node_at(unsigned number)
 	struct node *node = __atomic_load_n(&nodes[number], __ATOMIC_ACQUIRE);
 
 	return PERCPU__LIKELY(node != NULL) ? node : make_node(number);
+}
+
+/* The slots of its stock. */
+static void **stock_of(struct central *c, unsigned class)
+{
+	return ((struct node *)(void *)(c - class))->stocks[class];
 }
 
 /* Spans with free objects. */
@@ -176,16 +177,17 @@ static struct percpu__span *best_span(const struct central *c)
 
 static struct percpu__span *new_span(struct central *c, unsigned class, unsigned node)
 {
-	struct percpu__span *span = percpu__span_new(c->pages, 1, class, node);
+	struct percpu__span *span = percpu__span_new(kinds[class].pages, 1, class, node);
 
 	if (!span)
 		return NULL;
-	span->size = c->size;
-	span->objects = span->free = c->objects;
+	span->size = kinds[class].size;
+	span->objects = span->free = kinds[class].objects;
 	for (unsigned i = 0; i < SPAN_OBJECTS / 64; i++)
 		span->is_free[i] = span->objects >= (i + 1) * 64 ? ~UINT64_C(0)
 				   : span->objects > i * 64      ? (UINT64_C(1) << span->objects % 64) - 1
 								 : 0;
+	c->stats.pages = span->pages;
 	c->stats.spans++;
 	c->stats.new_spans++;
 	c->stats.objects += span->objects;
@@ -223,7 +225,7 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 	percpu__malloc_lock(&c->word);
 	count = c->stock < n ? c->stock : n;
 	c->stock = (uint16_t)(c->stock - count);
-	memcpy(out, c->slots + c->stock, count * sizeof(*out));
+	memcpy(out, stock_of(c, class) + c->stock, count * sizeof(*out));
 	c->stats.stock = c->stock;
 	c->stats.taken++;
 	c->stats.stock_misses += count < n;
@@ -244,8 +246,7 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 }
 
 /* The span of an object that is not free, and its number in there; or it dies. */
-static struct percpu__span *find(const struct central *c, unsigned class, const void *object, const char *what,
-				 uint64_t *out)
+static struct percpu__span *find(unsigned class, const void *object, const char *what, uint64_t *out)
 {
 	struct percpu__span *span = percpu__span_of(object);
 	uint64_t offset, number;
@@ -253,7 +254,7 @@ static struct percpu__span *find(const struct central *c, unsigned class, const 
 	if (!span || span->class != class)
 		percpu__malloc_die("not an object of the heap is freed", object);
 	offset = (uint64_t)((const char *)object - percpu__page_address(span->page));
-	number = offset * c->inverse >> 32;
+	number = offset * kinds[class].inverse >> 32;
 	if (number * span->size != offset || number >= span->objects)
 		percpu__malloc_die("a pointer into an object is freed", object);
 	if (span->is_free[number / 64] >> number % 64 & 1)
@@ -279,9 +280,9 @@ void percpu__central_check(unsigned class, const void *object, const char *what)
 	uint64_t number;
 
 	percpu__malloc_lock(&c->word);
-	find(c, class, object, what, &number);
+	find(class, object, what, &number);
 	for (unsigned i = 0; i < c->stock; i++)
-		if (c->slots[i] == object)
+		if (stock_of(c, class)[i] == object)
 			percpu__malloc_die(what, object);
 	percpu__malloc_unlock(&c->word);
 }
@@ -300,7 +301,7 @@ static void drop_span(struct central *c, struct percpu__span *span, struct percp
 static void give_to_span(struct central *c, unsigned class, const void *object, struct percpu__span **dead)
 {
 	uint64_t number;
-	struct percpu__span *span = find(c, class, object, "an object is freed twice", &number);
+	struct percpu__span *span = find(class, object, "an object is freed twice", &number);
 
 	if (span->listed)
 		unlist_span(c, span);
@@ -332,15 +333,15 @@ static void give(struct central *c, unsigned class, void *const *objects, unsign
 
 	percpu__malloc_lock(&c->word);
 	c->stats.given++;
-	if (c->stock && c->slots[c->stock - 1] == objects[n - 1])
+	if (c->stock && stock_of(c, class)[c->stock - 1] == objects[n - 1])
 		percpu__malloc_die("an object is freed twice", objects[n - 1]);
 	/* What is not in use any more had better become free spans. */
 	in_use = c->stats.objects - c->stats.free - c->stock;
-	most = in_use / 8 < c->stock_most ? (unsigned)in_use / 8 : c->stock_most;
+	most = in_use / 8 < kinds[class].stock_most ? (unsigned)in_use / 8 : kinds[class].stock_most;
 	while (c->stock > most)
-		give_to_span(c, class, c->slots[--c->stock], &dead);
+		give_to_span(c, class, stock_of(c, class)[--c->stock], &dead);
 	count = most - c->stock < n ? most - c->stock : n;
-	memcpy(c->slots + c->stock, objects, count * sizeof(*objects));
+	memcpy(stock_of(c, class) + c->stock, objects, count * sizeof(*objects));
 	c->stock = (uint16_t)(c->stock + count);
 	c->stats.stock = c->stock;
 	for (; count < n; count++)
@@ -392,7 +393,7 @@ void percpu__central_trim(void)
 
 		percpu__malloc_lock(&c->word);
 		while (c->stock)
-			give_to_span(c, class, c->slots[--c->stock], &dead);
+			give_to_span(c, class, stock_of(c, class)[--c->stock], &dead);
 		c->stats.stock = 0;
 		if (c->levels[0] && c->levels[0]->free == c->levels[0]->objects)
 			drop_span(c, c->levels[0], &dead);
@@ -403,12 +404,8 @@ void percpu__central_trim(void)
 
 void percpu__central_without_stocks(void)
 {
-	EACH_CENTRAL(c, class)
-	{
-		percpu__malloc_lock(&c->word);
-		c->stock_most = 0;
-		percpu__malloc_unlock(&c->word);
-	}
+	for (unsigned i = 1; i <= CLASSES; i++)
+		kinds[i].stock_most = 0;
 	percpu__central_trim();
 }
 

@@ -3,6 +3,7 @@
  * Magazines, cold half: filling and emptying them, how large they may be, and emptying those that nobody uses.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/random.h>
 #include <string.h>
@@ -159,6 +160,30 @@ static void in_child(void)
 	after_fork();
 }
 
+/*
+ * The C library says so before it makes the second thread, whose memory it then gets from us: that may be the first that
+ * anybody asks for.
+ */
+static bool is_single_threaded(void)
+{
+	char text[600], *at;
+	long fd, n;
+
+	if (__libc_single_threaded)
+		return true;
+	fd = percpu__sys4(SYS_openat, AT_FDCWD, (long)"/proc/self/stat", O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return false;
+	n = percpu__sys4(SYS_read, fd, (long)text, sizeof(text) - 1, 0);
+	percpu__sys4(SYS_close, fd, 0, 0, 0);
+	text[n > 0 ? n : 0] = '\0';
+	/* The 18th behind the name, which may hold anything. */
+	at = strrchr(text, ')');
+	for (unsigned i = 0; at && i < 18; i++)
+		at = strchr(at + 1, ' ');
+	return at && at[1] == '1' && at[2] == ' ';
+}
+
 /* What is called here may allocate: its thread then comes here again, and finds the heap alone. */
 static bool start(void)
 {
@@ -200,7 +225,7 @@ static bool start(void)
 	percpu__malloc_ready.base = hot.base;
 	percpu__malloc_ready.pages = hot.pages;
 	__atomic_store_n(&percpu__malloc_ready.units, hot.units, __ATOMIC_RELEASE);
-	if (__libc_single_threaded)
+	if (is_single_threaded())
 		percpu__malloc_ready = hot;
 	pthread_atfork(before_fork, after_fork, in_child);
 	__atomic_store_n(&started, true, __ATOMIC_RELEASE);
