@@ -51,7 +51,7 @@ static size_t mapped(void)
 	return pages;
 }
 
-/* Three eighths of what a limit leaves are for stacks, files and what else a program maps. */
+/* A quarter of what a limit leaves is for stacks, files and what else a program maps. */
 static size_t range_wanted(void)
 {
 	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
@@ -64,7 +64,7 @@ static size_t range_wanted(void)
 	if (percpu__sys4(SYS_prlimit64, 0, RLIMIT_AS, 0, (long)&limit) || limit.rlim_cur == RLIM_INFINITY)
 		return bytes;
 	used = mapped() * OS_PAGE;
-	left = limit.rlim_cur > used ? (limit.rlim_cur - used) / 8 * 5 : 0;
+	left = limit.rlim_cur > used ? (limit.rlim_cur - used) / 4 * 3 : 0;
 	/* Also of each page in it. */
 	left -= left / PAGE * (sizeof(*spans) + sizeof(*percpu__heap.numbers) + sizeof(*percpu__heap.distances));
 	left = left < HEAP_LEAST ? HEAP_LEAST : left & ~(REGION - 1);
