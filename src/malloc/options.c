@@ -295,6 +295,7 @@ static void append(void *arg, const char *from, size_t n)
 
 bool percpu__malloc_try_option(const char *text, size_t length, char *why, size_t size)
 {
+	const struct percpu__malloc_options before = percpu__malloc_options;
 	struct text room = { why, why + size - 1 };
 	struct percpu__writer w;
 	bool ok;
@@ -304,6 +305,8 @@ bool percpu__malloc_try_option(const char *text, size_t length, char *why, size_
 	w.arg = &room;
 	ok = read_option(text, length, &w);
 	percpu__write_end(&w);
+	/* It is for another process: this one must not write files at its end. */
+	percpu__malloc_options = before;
 	return ok;
 }
 

@@ -31,6 +31,8 @@ MODES = {
 }
 # Sizes that nobody else uses: class, and what to ask for.
 CLASS, SIZE = 5120, 5000
+# Nothing is sampled by chance: samples are in no class.
+EXACT = "guard=0"
 TOTALS = ("live", "cached", "stock", "used", "most_used", "free", "released", "large", "large_bytes", "metadata", "resident",
           "guarded", "profiled")
 
@@ -45,8 +47,8 @@ def preloaded(*args, options, env=None, **more):
     """A program on the allocator, with its options, without the command."""
     more.setdefault("stdout", subprocess.PIPE)
     more.setdefault("stderr", subprocess.PIPE)
-    return subprocess.run(args, env={**os.environ, "LD_PRELOAD": ALLOCATOR, "PERCPU_MALLOC": options, **(env or {})},
-                          timeout=LIMIT, **more)
+    return subprocess.run(args, env={**os.environ, "LD_PRELOAD": ALLOCATOR, "PERCPU_MALLOC": f"{EXACT},{options}",
+                                     **(env or {})}, timeout=LIMIT, **more)
 
 
 def class_of(stats, size=CLASS):
@@ -168,6 +170,23 @@ class Counts(Case):
             self.assertEqual(some["large"] - nothing["large"], 1)
             self.assertGreaterEqual(some["large_bytes"] - nothing["large_bytes"], size)
             self.assertLess(some["large_bytes"] - nothing["large_bytes"], size * 3 // 2)
+
+    def test_samples(self):
+        """Guarded objects are in no class; samples of the heap profile are large blocks."""
+        def test(_mode, env):
+            for stats in (self.stats(BLOCKS, "100x1000", env=env, options=("--option", "guard=1")),
+                          self.own_stats(BLOCKS, "100x1000", env=env, options=",guard=1")):
+                self.assertGreaterEqual(stats["total"]["guarded"], 100)
+                self.assertEqual((class_of(stats, 1024)["live"], stats["total"]["profiled"]), (0, 0))
+            for stats in (self.stats(BLOCKS, "100x5000", "free=40", env=env,
+                                     options=("--heap-profile", self.path("profile"), "--option", "profile-interval=1")),
+                          self.own_stats(BLOCKS, "100x5000", "free=40", env=env,
+                                         options=f",profile-interval=1,profile={self.path('profile')}")):
+                self.assertGreaterEqual(stats["total"]["profiled"], 60)
+                self.assertLess(stats["total"]["profiled"], 100)
+                self.assertEqual((class_of(stats)["live"], stats["total"]["guarded"]), (0, 0))
+                self.assertGreaterEqual(stats["total"]["large"], 60)
+        self.each_mode(test)
 
     def test_large(self):
         def test(_mode, env):
@@ -593,11 +612,22 @@ class Options(Case):
         """Options hold where the allocator is part of the program, too."""
         out = self.path("out")
         done = subprocess.run([LINKED, f"100x{SIZE}"], capture_output=True, timeout=LIMIT, check=False,
-                              env={**os.environ, "PERCPU_MALLOC": f"stats-json={out}"})
+                              env={**os.environ, "PERCPU_MALLOC": f"{EXACT},stats-json={out}"})
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         stats = self.load(out)
         self.adds_up(stats)
         self.assertEqual(class_of(stats)["live"], 100)
+
+    def test_files_are_the_program_s(self):
+        """The command, which knows the options too, writes none."""
+        for name in ("stats", "stats-json", "profile"):
+            out = self.path(name)
+            done = run("run", "--stats", "--option", f"{name}={out},profile-interval=1", "--option", "profile=/dev/null"
+                       if name != "profile" else "count", "--", BLOCKS, f"100x{SIZE}")
+            self.assertEqual(done.returncode, 0)
+            with open(out, encoding="utf-8") as file:
+                self.assertIn("blocks", file.read())
+            os.unlink(out)
 
     def test_relative_names(self):
         """They are meant where the program was started."""
@@ -609,7 +639,7 @@ class Options(Case):
         out = self.path("signal.json")
         with subprocess.Popen([BLOCKS, f"100x{SIZE}", "wait", f"100x{SIZE}"], stdin=subprocess.PIPE,
                               env={**os.environ, "LD_PRELOAD": ALLOCATOR,
-                                   "PERCPU_MALLOC": f"stats-json={out},stats-signal=USR2"}) as process:
+                                   "PERCPU_MALLOC": f"{EXACT},stats-json={out},stats-signal=USR2"}) as process:
             limit = time.monotonic() + LIMIT
             live = 0
             while live != 100 and time.monotonic() < limit:
@@ -767,6 +797,6 @@ class Started(Case):
 
 if __name__ == "__main__":
     PERCPU, BLOCKS, LINKED, STATIC, OWN, ALLOCATOR, PRELOAD = (os.path.abspath(arg) if arg else "" for arg in sys.argv[1:8])
-    os.environ.pop("PERCPU_MALLOC", None)
+    os.environ["PERCPU_MALLOC"] = EXACT
     os.environ.pop("LD_PRELOAD", None)
     unittest.main(argv=[sys.argv[0], *sys.argv[8:]], verbosity=2)
