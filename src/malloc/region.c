@@ -24,8 +24,8 @@
 /* Each place where the advice changes is one where the kernel's list of mappings has one more. It has 65530 at most. */
 #define CHANGES_MOST 8192U
 /* Blocks that grow lie so far apart, in regions, as long as there are not many. */
-#define ROOM        8U
-#define SPREAD_FREE 32U
+#define ROOM        4U
+#define SPREAD_FREE 128U
 
 struct percpu__regions percpu__regions = { .nodes = 1 };
 static const struct pages no_pages = { .first = NO_PAGE };
@@ -565,7 +565,7 @@ struct pages percpu__pages_take_roomy(uint64_t pages, unsigned node)
 	for (uint32_t i = node_at(node)->idle_first; i != NO_REGION && n < SEARCH; i = at(i)->idle_next, n++) {
 		uint32_t first = run_with(i), row;
 
-		if (first == NO_REGION || (i && at(i - 1)->idle))
+		if (first == NO_REGION || (i && (at(i - 1)->idle || at(i - 1)->held)))
 			continue;
 		if (first + at(first)->run < i + room && first + at(first)->run < r->top)
 			continue;
@@ -581,7 +581,7 @@ struct pages percpu__pages_take_roomy(uint64_t pages, unsigned node)
 		from = r->top - last;
 		if (from && at(from - 1)->held)
 			from += ROOM;
-		if (((uint64_t)from + room) * REGION > SPREAD_FREE * REGION + 2 * percpu__heap_stats.used)
+		if (((uint64_t)from + room) * REGION > SPREAD_FREE * REGION + 4 * percpu__heap_stats.used)
 			return no_pages;
 	}
 	if (from + count > r->top && !extend(from + count - r->top))
