@@ -454,8 +454,8 @@ static struct pages mark_used(uint64_t page, uint64_t pages)
 			fresh = REGION_PAGES;
 			percpu__bits_set(r->backed, 0, REGION_PAGES);
 		}
-		if (fresh && r->released_at)
-			percpu__release_regret(r->released_at, (uint64_t)fresh << PAGE_LOG);
+		if (fresh)
+			percpu__release_fresh(r->released_at, (uint64_t)fresh << PAGE_LOG);
 		percpu__heap_stats.free += (uint64_t)fresh << PAGE_LOG;
 		percpu__heap_stats.free -= (uint64_t)(to - from) << PAGE_LOG;
 		taken.fresh += fresh < to - from ? fresh : to - from;

@@ -87,8 +87,8 @@ PERCPU_HIDDEN void percpu__region_advise(uint32_t i, enum advice advice);
 
 /* release.c */
 
-/* Memory that was given back at this time (in ms) is wanted again. */
-PERCPU_HIDDEN void percpu__release_regret(uint32_t released_at, uint64_t bytes);
+/* Memory is taken that the kernel has yet to give; @released_at: when it was given back, in ms; 0: never. */
+PERCPU_HIDDEN void percpu__release_fresh(uint32_t released_at, uint64_t bytes);
 /* Gives back some of what is too much; @freed: bytes that the caller has just freed. Leaves the lock in between. */
 PERCPU_HIDDEN void percpu__release_excess(uint64_t freed);
 /* All memory of a free region that is in no run, at once. */

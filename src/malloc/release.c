@@ -5,7 +5,8 @@
  * There is no thread of ours that could do it later, and after the last free nobody may come by again. So it is done at once:
  * what is free above percpu__heap_keep and an eighth of what is in use goes, a bounded amount in each call. But programs come
  * back for what they had. So memory that is wanted again within a second raises what is kept by as much, and each second
- * halves that: who needs the same again and again keeps it, and who rests is small.
+ * halves that: who needs the same again and again keeps it, and who rests is small. And what a program has only just taken
+ * for the first time it may have taken for a short while: so does that, and a sixth of a second without growth halves it.
  *
  * Whole regions go first. Of those that are partly in use only what is mostly free does, since it costs them their huge page.
  *
@@ -19,6 +20,8 @@
 #include "malloc/region.h"
 
 #define REGRET_MS 1000U
+#define YOUNG_MS  160U
+#define GROWTH    8U /* less than this part is none */
 /* At most so much at once, also if more was freed at once. */
 #define AT_ONCE    ((uint64_t)64 << 20)
 #define AT_WORK    4U
@@ -33,28 +36,50 @@ static struct work {
 	uint64_t pages[REGION_WORDS];
 } works[AT_WORK];
 
-static uint64_t regret;     /* bytes */
-static uint32_t regret_at;  /* when it was halved last */
+/* Bytes that halve as time goes by. */
+static struct fading {
+	uint64_t bytes;
+	uint32_t at; /* when they were halved last */
+} regret, young;
 static uint32_t refused_at; /* when the kernel refused: memory may be locked */
 static uint32_t hand;       /* of who looks for regions that are partly free */
 
-void percpu__release_regret(uint32_t released_at, uint64_t bytes)
+static uint64_t fade(struct fading *f, uint32_t half_life, uint32_t now)
 {
+	if (f->bytes && now - f->at >= 20 * half_life)
+		f->bytes = 0;
+	for (; f->bytes && now - f->at >= half_life; f->at += half_life)
+		f->bytes = f->bytes < REGION ? 0 : f->bytes / 2;
+	return f->bytes;
+}
+
+static void add(struct fading *f, uint64_t bytes, uint32_t now)
+{
+	f->bytes += bytes;
+	if (f->bytes > percpu__heap_stats.most_used)
+		f->bytes = percpu__heap_stats.most_used;
+	f->at = now;
+}
+
+void percpu__release_fresh(uint32_t released_at, uint64_t bytes)
+{
+	static uint64_t growth;
 	uint32_t now = percpu__heap_ms();
 
-	if (now - released_at > REGRET_MS)
-		return;
-	regret += bytes;
-	if (regret > percpu__heap_stats.most_used)
-		regret = percpu__heap_stats.most_used;
-	regret_at = now;
+	growth += bytes;
+	if (growth >= young.bytes / GROWTH) {
+		fade(&young, YOUNG_MS, now);
+		add(&young, growth, now);
+		growth = 0;
+	}
+	if (released_at && now - released_at <= REGRET_MS)
+		add(&regret, bytes, now);
 }
 
 static uint64_t keep(uint32_t now)
 {
-	for (; regret && now - regret_at >= REGRET_MS; regret_at += REGRET_MS)
-		regret = regret < REGION ? 0 : regret / 2;
-	return __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8 + regret;
+	return __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8 +
+	       fade(&regret, REGRET_MS, now) + fade(&young, YOUNG_MS, now);
 }
 
 static unsigned count_of(const uint64_t *bits)
