@@ -5,12 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "base/lock.h"
 #include "malloc/lock.h"
 #include "base/sys.h"
 #include "malloc/central.h"
+#include "malloc/options.h"
 
 #define STOCK_MOST  (4 * BATCH_MOST)
 #define BATCH_BYTES ((size_t)8 << 10)  /* a batch of large objects is not more than this, but at least one */
@@ -197,12 +199,11 @@ static struct percpu__span *new_span(struct central *c, unsigned class, unsigned
 }
 
 /* In rising order of addresses. */
-static unsigned take_from_span(struct central *c, struct percpu__span *span, void **out, unsigned n)
+static unsigned take_in_order(struct percpu__span *span, void **out, unsigned n)
 {
 	char *base = percpu__page_address(span->page);
 	unsigned count = 0;
 
-	unlist_span(c, span);
 	for (unsigned i = 0; i < SPAN_OBJECTS / 64 && count < n; i++)
 		while (span->is_free[i] && count < n) {
 			unsigned object = i * 64 + (unsigned)__builtin_ctzl(span->is_free[i]);
@@ -210,6 +211,38 @@ static unsigned take_from_span(struct central *c, struct percpu__span *span, voi
 			span->is_free[i] &= span->is_free[i] - 1;
 			out[count++] = base + object * span->size;
 		}
+	return count;
+}
+
+/* Each is the first that is free behind a place that nobody can guess. 0: there is no chance to be had. */
+static unsigned take_in_no_order(struct percpu__span *span, void **out, unsigned n)
+{
+	char *base = percpu__page_address(span->page);
+	uint16_t dice[BATCH_MOST];
+
+	n = n < span->free ? n : span->free;
+	if (percpu__sys4(SYS_getrandom, (long)dice, n * sizeof(*dice), GRND_NONBLOCK, 0) != (long)(n * sizeof(*dice)))
+		return 0;
+	for (unsigned count = 0; count < n; count++) {
+		unsigned object = dice[count] % span->objects;
+
+		while (!(span->is_free[object / 64] >> object % 64 & 1))
+			object = object + 1 < span->objects ? object + 1 : 0;
+		span->is_free[object / 64] &= ~(UINT64_C(1) << object % 64);
+		out[count] = base + object * span->size;
+	}
+	return n;
+}
+
+static unsigned take_from_span(struct central *c, struct percpu__span *span, void **out, unsigned n)
+{
+	unsigned count = 0;
+
+	unlist_span(c, span);
+	if (PERCPU__UNLIKELY(percpu__malloc_options.random))
+		count = take_in_no_order(span, out, n);
+	if (!count)
+		count = take_in_order(span, out, n);
 	span->free = (uint16_t)(span->free - count);
 	c->stats.free -= count;
 	if (span->free)

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include <percpu/area.h>
+#include <percpu/malloc.h>
 #include <percpu/ops.h>
 
 #include "base/lock.h"
@@ -520,8 +521,9 @@ void *percpu__take_slow(size_t size, unsigned class, size_t align)
 		errno = ENOMEM;
 		return NULL;
 	}
+	/* All of it, as realloc() may give more of it later. */
 	if (percpu__malloc_watched & PERCPU__WATCH_ZERO)
-		memset(object, 0, size);
+		memset(object, 0, percpu_malloc_usable_size(object));
 	return object;
 }
 

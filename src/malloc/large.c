@@ -82,6 +82,7 @@ void *percpu__large_new(size_t size, size_t align, bool zero)
 	if (!span)
 		return fail();
 	p = percpu__page_address(span->page);
+	zero |= (percpu__malloc_watched & PERCPU__WATCH_ZERO) != 0;
 	if (zero && span->dirty < span->pages && span->dirty < span->dirty_end) {
 		size_t end = span->dirty_end < span->pages ? span->dirty_end : span->pages;
 

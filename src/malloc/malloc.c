@@ -156,18 +156,13 @@ size_t percpu_malloc_usable_size(void *p)
 	return class ? percpu__class_size(class) : percpu__room_other(p);
 }
 
-void *percpu_realloc(void *p, size_t size)
+/* Neither is 0. */
+static inline void *change_size(void *p, size_t size)
 {
 	unsigned class;
 	size_t room;
 	void *q;
 
-	if (!p)
-		return get(size);
-	if (!size) {
-		put(p);
-		return NULL;
-	}
 	class = class_at(p);
 	if (!class)
 		return percpu__realloc_other(p, size);
@@ -184,6 +179,31 @@ void *percpu_realloc(void *p, size_t size)
 		put(p);
 	}
 	return q;
+}
+
+/* What is new of it is zero, too. */
+static PERCPU__COLD void *change_size_zero(void *p, size_t size)
+{
+	size_t before = percpu_malloc_usable_size(p), after;
+
+	p = change_size(p, size);
+	after = p ? percpu_malloc_usable_size(p) : 0;
+	if (after > before)
+		memset((char *)p + before, 0, after - before);
+	return p;
+}
+
+void *percpu_realloc(void *p, size_t size)
+{
+	if (!p)
+		return get(size);
+	if (!size) {
+		put(p);
+		return NULL;
+	}
+	if (PERCPU__UNLIKELY(percpu__malloc_watched & PERCPU__WATCH_ZERO))
+		return change_size_zero(p, size);
+	return change_size(p, size);
 }
 
 void *percpu_reallocarray(void *p, size_t n, size_t size)
