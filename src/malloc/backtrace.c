@@ -9,13 +9,18 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <unwind.h>
 
 #include "base/sys.h"
 #include "malloc/backtrace.h"
+#include "malloc/front.h"
+#include "malloc/large.h"
 
 /* More than that many frames are not looked at, whether they are kept or not. */
 #define WALK_MOST (TRACE_FRAMES + 32U)
+/* So deep at most are our own functions. */
+#define DEPTH_MOST 10U
 
 /* Where this object's own code is; empty where the program itself carries the allocator. */
 static uintptr_t own_start, own_end;
@@ -30,20 +35,36 @@ struct walk {
 	unsigned looked_at;
 };
 
+/* In a static program the C library has made ready by then. */
+static bool constructing;
+
+__attribute__((constructor(101))) static void construct(void)
+{
+	constructing = true;
+}
+
+/*
+ * The unwinder begins with its own frame, and aborts the program if that is unknown. Where the linker has made no index of
+ * frames, as in most static programs, it would want memory and locks: there are no traces then.
+ */
 #ifdef DLFO_STRUCT_HAS_EH_DBASE
-static void find_own(void)
+static bool find_own(void)
 {
 	struct dl_find_object found;
 
-	if (own_end || _dl_find_object((void *)(uintptr_t)find_own, &found) || !found.dlfo_link_map->l_name ||
-	    !found.dlfo_link_map->l_name[0])
-		return;
-	own_start = (uintptr_t)found.dlfo_map_start;
-	__atomic_store_n(&own_end, (uintptr_t)found.dlfo_map_end, __ATOMIC_RELEASE);
+	if ((!constructing && !getauxval(AT_BASE)) || _dl_find_object((void *)(uintptr_t)find_own, &found) ||
+	    !found.dlfo_eh_frame)
+		return false;
+	if (found.dlfo_link_map->l_name && found.dlfo_link_map->l_name[0]) {
+		own_start = (uintptr_t)found.dlfo_map_start;
+		own_end = (uintptr_t)found.dlfo_map_end;
+	}
+	return true;
 }
 #else
-static void find_own(void)
+static bool find_own(void)
 {
+	return constructing || getauxval(AT_BASE);
 }
 #endif
 
@@ -58,6 +79,14 @@ void percpu__unwind_fault(uintptr_t instruction)
 	way_out = NULL;
 	percpu__sys4(SYS_rt_sigprocmask, SIG_UNBLOCK, (long)&faults, 0, sizeof(faults));
 	siglongjmp(*way, 1);
+}
+
+/* In a program that has all of this in itself: what leads to here from malloc and its kin. */
+static bool is_entry(uintptr_t function)
+{
+	return function == (uintptr_t)percpu__take_slow || function == (uintptr_t)percpu__large_new ||
+	       function == (uintptr_t)percpu__large_new_roomy || function == (uintptr_t)percpu__free_other ||
+	       function == (uintptr_t)percpu__realloc_other || function == (uintptr_t)percpu__room_other;
 }
 
 static _Unwind_Reason_Code visit(struct _Unwind_Context *context, void *argument)
@@ -75,7 +104,20 @@ static _Unwind_Reason_Code visit(struct _Unwind_Context *context, void *argument
 		walk->keeping = walk->from ? at == walk->from : at < own_start || at >= own_end;
 	if (walk->keeping)
 		walk->trace->frames[walk->trace->count++] = at;
+	if (!own_end && !walk->from && walk->looked_at < DEPTH_MOST && is_entry(_Unwind_GetRegionStart(context)))
+		walk->trace->count = 0;
 	return walk->trace->count == TRACE_FRAMES ? _URC_END_OF_STACK : _URC_NO_REASON;
+}
+
+static void walk_all(struct walk *walk)
+{
+	sigjmp_buf way;
+
+	if (sigsetjmp(way, 0) == 0) {
+		way_out = &way;
+		_Unwind_Backtrace(visit, walk);
+	}
+	way_out = NULL;
 }
 
 static void take(struct percpu__trace *trace, uintptr_t from)
@@ -83,26 +125,24 @@ static void take(struct percpu__trace *trace, uintptr_t from)
 	struct walk walk = { .trace = trace, .from = from };
 	const uint64_t but_faults = ~(UINT64_C(1) << (SIGSEGV - 1));
 	static bool prepared;
-	sigjmp_buf way;
 	uint64_t saved;
-	bool first = !__atomic_load_n(&prepared, __ATOMIC_ACQUIRE);
 
 	trace->count = 0;
 	trace->thread = (uint32_t)percpu__sys4(SYS_gettid, 0, 0, 0, 0);
+	/* (In a handler that has interrupted just this.) */
+	if (way_out)
+		return;
+	if (__atomic_load_n(&prepared, __ATOMIC_ACQUIRE)) {
+		walk_all(&walk);
+		return;
+	}
 	/* The first time the unwinder prepares itself, under a pthread_once(): no handler of this thread may come to that. */
-	if (first) {
-		percpu__sys4(SYS_rt_sigprocmask, SIG_BLOCK, (long)&but_faults, (long)&saved, sizeof(saved));
-		find_own();
-	}
-	if (!way_out && sigsetjmp(way, 0) == 0) {
-		way_out = &way;
-		_Unwind_Backtrace(visit, &walk);
-	}
-	way_out = NULL;
-	if (first) {
+	percpu__sys4(SYS_rt_sigprocmask, SIG_BLOCK, (long)&but_faults, (long)&saved, sizeof(saved));
+	if (find_own()) {
+		walk_all(&walk);
 		__atomic_store_n(&prepared, true, __ATOMIC_RELEASE);
-		percpu__restore_signals(&saved);
 	}
+	percpu__restore_signals(&saved);
 }
 
 void percpu__unwind(struct percpu__trace *trace)
