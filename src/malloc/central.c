@@ -445,11 +445,12 @@ void percpu__central_without_stocks(void)
 void percpu__class_stats_add(struct percpu__class_stats *sum, const struct percpu__class_stats *stats)
 {
 	const uint64_t *from = (const uint64_t *)(const void *)stats;
-	uint64_t *to = (uint64_t *)(void *)sum, pages = __atomic_load_n(&stats->pages, __ATOMIC_RELAXED);
+	uint64_t *to = (uint64_t *)(void *)sum, pages = sum->pages;
 
 	for (size_t i = 0; i < sizeof(*sum) / sizeof(*to); i++)
 		to[i] += __atomic_load_n(&from[i], __ATOMIC_RELAXED);
-	sum->pages = pages;
+	/* Where there has been no span it is 0. */
+	sum->pages = pages ? pages : sum->pages;
 }
 
 void percpu__central_stats(unsigned class, struct percpu__class_stats *stats)

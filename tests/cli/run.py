@@ -153,6 +153,12 @@ class Counts(Case):
         for stats in (self.stats(BLOCKS, *self.nodes(), options=("--option", "nodes=3")),
                       self.own_stats(BLOCKS, *self.nodes(), options=",nodes=3")):
             self.assertEqual(class_of(stats)["live"], 1200)
+        # A class that is on one of them only; the other one has others.
+        for steps in (("30x20000", "cpu={1}", "30x25000"), ("cpu={1}", "30x20000", "cpu={0}", "30x25000")):
+            cpus = [step[4:] for step in self.nodes() if step.startswith("cpu=")]
+            steps = [step.format(*cpus) for step in (f"cpu={cpus[0]}", *steps)]
+            stats = self.stats(BLOCKS, *steps, options=("--option", "nodes=3"))
+            self.assertGreaterEqual(class_of(stats, 20480)["live"], 30)
 
     def test_trim(self):
         def test(_mode, env):
