@@ -127,6 +127,6 @@ int main(int argc, char **argv)
 		return cli_close_stdout();
 	}
 	if (!*command)
-		return cli_usage("", "which command? info, stat or bench");
+		return cli_usage("", "which command? info, run, stat or bench");
 	return cli_usage("", "unknown %s %s", *command == '-' ? "option" : "command", command);
 }
