@@ -93,7 +93,7 @@ void percpu__central_start(void)
 			k->objects = SPAN_OBJECTS;
 		batch = BATCH_BYTES / k->size;
 		k->batch = (uint16_t)(batch < 1 ? 1 : batch > BATCH_MOST / 2 ? BATCH_MOST / 2 : batch);
-		k->stock_most = (uint16_t)(k->size > BATCH_BYTES ? STOCK_BYTES / k->size : k->batch * 4U);
+		k->stock_most = (uint16_t)(k->size > BATCH_BYTES ? STOCK_BYTES / k->size : k->batch * 4UL);
 	}
 }
 
@@ -218,10 +218,12 @@ static unsigned take_in_order(struct percpu__span *span, void **out, unsigned n)
 static unsigned take_in_no_order(struct percpu__span *span, void **out, unsigned n)
 {
 	char *base = percpu__page_address(span->page);
-	uint16_t dice[BATCH_MOST];
+	uint16_t dice[BATCH_MOST] = { 0 };
+	long bytes;
 
 	n = n < span->free ? n : span->free;
-	if (percpu__sys4(SYS_getrandom, (long)dice, n * sizeof(*dice), GRND_NONBLOCK, 0) != (long)(n * sizeof(*dice)))
+	bytes = (long)(n * sizeof(*dice));
+	if (percpu__sys4(SYS_getrandom, (long)dice, bytes, GRND_NONBLOCK, 0) != bytes)
 		return 0;
 	for (unsigned count = 0; count < n; count++) {
 		unsigned object = dice[count] % span->objects;

@@ -439,7 +439,7 @@ static void swap(void **a, void **b)
 /* What is next is not to be guessed from what came before. */
 static void shuffle(void **objects, unsigned n)
 {
-	unsigned char dice[BATCH_MOST];
+	unsigned char dice[BATCH_MOST] = { 0 };
 
 	if (percpu__sys4(SYS_getrandom, (long)dice, n, GRND_NONBLOCK, 0) != (long)n)
 		return;
