@@ -89,7 +89,7 @@ static const char usage[] =
 	"NAME malloc measures allocators, each in processes of its own; that is done only when asked for.\n"
 	"\n"
 	"  -t, --threads N    up to N threads, 1 to 1024 (default: as many as there are CPUs)\n"
-	"  -s, --seconds S    spend about S seconds on all of it (default: 30; malloc: about 5 minutes)\n"
+	"  -s, --seconds S    spend about S seconds on all of it (default: 30; malloc: about 8 minutes)\n"
 	"  -q, --quick        the same as --seconds 4, with shorter rounds\n"
 	"      --json FILE    write the results as JSON; - means standard output, instead of the table\n"
 	"      --plot FILE    draw them with gnuplot; FILE ends with .svg or .png\n"

@@ -489,8 +489,8 @@ const struct bench bench_malloc[BENCH_MALLOC_ROWS] = {
 	ROW(CALLOC_LARGE, "calloc, use and free of 128 KiB to 1 MiB", subjects, .name = "malloc_calloc_large"),
 	ROW(STARTUP, "start and end a process; its memory at rest", subjects, .name = "malloc_startup", .threads = 1),
 	ROW(REDIS_SET, "a SET that redis-server answers to redis-benchmark", subjects, .name = "malloc_redis_set",
-	    .threads = 1, .weight = 4),
-	ROW(REDIS_GET, "a GET", subjects, .name = "malloc_redis_get", .threads = 1, .weight = 4),
+	    .threads = 1, .weight = 2),
+	ROW(REDIS_GET, "a GET", subjects, .name = "malloc_redis_get", .threads = 1, .weight = 2),
 	ROW(REDIS_MEMORY, "redis-server is told 1 M keys with 16 to 2048 bytes each, then to delete half", subjects,
 	    .name = "malloc_redis_memory", .threads = 1, .weight = 8),
 };
