@@ -14,7 +14,7 @@
  * - Blocks are aligned to 16 bytes at least. A block of 0 bytes has an address of its own, too. None is larger than
  *   PTRDIFF_MAX.
  * - Who gets NULL finds ENOMEM in errno; who gets a block, or gives one back, finds errno as it was.
- * - Small blocks (up to 256 KiB) come and go wait-free, but for a magazine that is found empty or full: then, and for larger
+ * - Small blocks (up to 128 KiB) come and go wait-free, but for a magazine that is found empty or full: then, and for larger
  *   blocks, and in threads that cannot run sections, a lock is taken, which may block.
  * - Not async-signal-safe, as malloc is not: a handler may have interrupted its own thread where that holds a lock. May be
  *   called from anywhere else: before and after main(), in fork handlers, in destructors of threads.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Size classes: multiples of 16 up to 128, then eight to each doubling, up to 256 KiB. So a block is at most an eighth larger
+ * Size classes: multiples of 16 up to 128, then eight to each doubling, up to 128 KiB. So a block is at most an eighth larger
  * than what was asked for, from 128 bytes on.
  *
  * A class is known by its number, 1 to CLASSES; 0 stands for what is no small object.
@@ -11,8 +11,8 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define CLASSES      96U
-#define SMALL_MOST   ((size_t)256 << 10)
+#define CLASSES      88U
+#define SMALL_MOST   ((size_t)128 << 10)
 #define TABLE_MOST   ((size_t)1024) /* up to here a table tells the class */
 #define QUANTUM      16U
 #define QUANTUM_LOG  4U
