@@ -28,7 +28,9 @@
 #define PART_LEAST 16U /* free pages with memory, or it is not worth a call */
 #define LOOK_AT    64U
 
-uint64_t percpu__heap_keep = (uint64_t)8 << 20;
+#define KEEP_USUAL ((uint64_t)8 << 20)
+
+uint64_t percpu__heap_keep = KEEP_USUAL;
 
 static struct work {
 	bool busy, whole;
@@ -78,8 +80,11 @@ void percpu__release_fresh(uint32_t released_at, uint64_t bytes)
 
 static uint64_t keep(uint32_t now)
 {
-	return __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8 +
-	       fade(&regret, REGRET_MS, now) + fade(&young, YOUNG_MS, now);
+	uint64_t least = __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED);
+
+	/* Who has said how much means it. */
+	return least + percpu__heap_stats.used / 8 + fade(&regret, REGRET_MS, now) +
+	       (least == KEEP_USUAL ? fade(&young, YOUNG_MS, now) : 0);
 }
 
 static unsigned count_of(const uint64_t *bits)
