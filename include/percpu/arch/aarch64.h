@@ -202,21 +202,22 @@
 #define PERCPU__SCRATCH_LIFO PERCPU__SCRATCH
 #define PERCPU__A_LIFO_TAKE(out, l)                                                                                    \
 	"ldr x13, [x14]\n\tldrh w16, [x14, #8]\n\tcmp w16, w13, uxth\n\tb.hs " l "\n\tlsr %[" out                      \
-	"], x13, #16\n\tldr x15, [%[" out "]]\n\tsub w13, w13, #1\n\teor w13, w13, w15\n\ttst w13, #0xffff\n\tb.ne " l  \
+	"], x13, #16\n\tldr x15, [%[" out "]]\n\tsub w13, w13, #1\n\teor w13, w13, w15\n\ttst w13, #0xffff\n\tb.ne " l \
 	"\n\t"
 #define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
-	"ldr x15, [x14]\n\tldrh w16, [x14, #10]\n\tcmp w16, w15, uxth\n\tb.ls " l "\n\tand x13, x15, #0xffff\n\t"        \
-	"add x13, x13, %[" val "], lsl #16\n\tcmp x13, x15\n\tb.eq " l "\n\tstr x15, [%[" val "]]\n\tadd x15, x13, #1\n\t"
+	"ldr x15, [x14]\n\tldrh w16, [x14, #10]\n\tcmp w16, w15, uxth\n\tb.ls " l "\n\tand x13, x15, #0xffff\n\t"      \
+	"add x13, x13, %[" val "], lsl #16\n\tcmp x13, x15\n\tb.eq " l "\n\tstr x15, [%[" val                          \
+	"]]\n\tadd x15, x13, #1\n\t"
 /* The same with n objects, at least one; those that are put are not looked at. */
 #define PERCPU__A_LIFO_TAKE_MANY(dst, n, l)                                                                            \
-	"ldr x15, [x14]\n\tldrh w16, [x14, #8]\n\tand x17, x15, #0xffff\n\tadd x16, x16, %[" n                           \
-	"]\n\tcmp x17, x16\n\tb.lo " l "\n\tsub x17, x17, %[" n "]\n\tmov x9, %[" dst                                   \
-	"]\n5:\n\tlsr x10, x15, #16\n\tstr x10, [x9], #8\n\tsub w11, w15, #1\n\tldr x15, [x10]\n\t"                   \
+	"ldr x15, [x14]\n\tldrh w16, [x14, #8]\n\tand x17, x15, #0xffff\n\tadd x16, x16, %[" n                         \
+	"]\n\tcmp x17, x16\n\tb.lo " l "\n\tsub x17, x17, %[" n "]\n\tmov x9, %[" dst                                  \
+	"]\n5:\n\tlsr x10, x15, #16\n\tstr x10, [x9], #8\n\tsub w11, w15, #1\n\tldr x15, [x10]\n\t"                    \
 	"eor w11, w11, w15\n\ttst w11, #0xffff\n\tb.ne " l "\n\tcmp w17, w15, uxth\n\tb.ne 5b\n\t"
 #define PERCPU__A_LIFO_PUT_MANY(src, n, l)                                                                             \
 	"ldr x15, [x14]\n\tand x17, x15, #0xffff\n\tadd x17, x17, %[" n "]\n\tldrh w16, [x14, #10]\n\t"                \
-	"cmp x17, x16\n\tb.hi " l "\n\tmov x9, %[" src "]\n\tmov x11, %[" n                                             \
-	"]\n5:\n\tldr x10, [x9], #8\n\tstr x15, [x10]\n\tand x15, x15, #0xffff\n\tadd x15, x15, x10, lsl #16\n\t"       \
+	"cmp x17, x16\n\tb.hi " l "\n\tmov x9, %[" src "]\n\tmov x11, %[" n                                            \
+	"]\n5:\n\tldr x10, [x9], #8\n\tstr x15, [x10]\n\tand x15, x15, #0xffff\n\tadd x15, x15, x10, lsl #16\n\t"      \
 	"add x15, x15, #1\n\tsubs x11, x11, #1\n\tb.ne 5b\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. */

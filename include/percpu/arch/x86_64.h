@@ -206,19 +206,19 @@
 	"movq (%%rax), %%rdx\n\tcmpw 8(%%rax), %%dx\n\tjbe " l "\n\tmovq %%rdx, %[" out "]\n\tshrq $16, %[" out        \
 	"]\n\tmovq (%[" out "]), %%rcx\n\tdecl %%edx\n\tcmpw %%cx, %%dx\n\tjne " l "\n\t"
 #define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
-	"movq (%%rax), %%rcx\n\tcmpw 10(%%rax), %%cx\n\tjae " l "\n\tmovq %[" val                                        \
-	"], %%rdx\n\tshlq $16, %%rdx\n\tmovw %%cx, %%dx\n\tcmpq %%rcx, %%rdx\n\tje " l            \
-	"\n\tmovq %%rcx, (%[" val "])\n\tleaq 1(%%rdx), %%rcx\n\t"
+	"movq (%%rax), %%rcx\n\tcmpw 10(%%rax), %%cx\n\tjae " l "\n\tmovq %[" val                                      \
+	"], %%rdx\n\tshlq $16, %%rdx\n\tmovw %%cx, %%dx\n\tcmpq %%rcx, %%rdx\n\tje " l "\n\tmovq %%rcx, (%[" val       \
+	"])\n\tleaq 1(%%rdx), %%rcx\n\t"
 /* The same with n objects, at least one; those that are put are not looked at. */
 #define PERCPU__A_LIFO_TAKE_MANY(dst, n, l)                                                                            \
 	"movq (%%rax), %%rcx\n\tmovzwl 8(%%rax), %%edx\n\taddq %[" n "], %%rdx\n\tmovzwl %%cx, %%r8d\n\t"              \
-	"cmpq %%rdx, %%r8\n\tjb " l "\n\tsubq %[" n "], %%r8\n\tmovq %[" dst                                             \
+	"cmpq %%rdx, %%r8\n\tjb " l "\n\tsubq %[" n "], %%r8\n\tmovq %[" dst                                           \
 	"], %%rdx\n5:\n\tmovq %%rcx, %%r9\n\tshrq $16, %%r9\n\tmovq %%r9, (%%rdx)\n\taddq $8, %%rdx\n\tdecl %%ecx\n\t" \
 	"cmpw (%%r9), %%cx\n\tjne " l "\n\tmovq (%%r9), %%rcx\n\tcmpw %%r8w, %%cx\n\tjne 5b\n\t"
 #define PERCPU__A_LIFO_PUT_MANY(src, n, l)                                                                             \
 	"movq (%%rax), %%rcx\n\tmovzwl %%cx, %%edx\n\taddq %[" n "], %%rdx\n\tmovzwl 10(%%rax), %%r8d\n\t"             \
-	"cmpq %%r8, %%rdx\n\tja " l "\n\tmovq %[" src "], %%rdx\n\tmovq %[" n                                           \
-	"], %%r9\n5:\n\tmovq (%%rdx), %%r8\n\taddq $8, %%rdx\n\tmovq %%rcx, (%%r8)\n\tshlq $16, %%r8\n\t"             \
+	"cmpq %%r8, %%rdx\n\tja " l "\n\tmovq %[" src "], %%rdx\n\tmovq %[" n                                          \
+	"], %%r9\n5:\n\tmovq (%%rdx), %%r8\n\taddq $8, %%rdx\n\tmovq %%rcx, (%%r8)\n\tshlq $16, %%r8\n\t"              \
 	"movzwl %%cx, %%ecx\n\tleaq 1(%%r8,%%rcx), %%rcx\n\tsubq $1, %%r9\n\tjnz 5b\n\t"
 
 /* Commits: one instruction that stores, and nothing after it. Every store is a release on this machine. */
