@@ -105,12 +105,12 @@ static void *map(size_t bytes)
 /* Twice as many heads, while there are more sites than heads. */
 static bool make_table(void)
 {
-	size_t more = heads ? 2 * heads : CHUNK / sizeof(*table);
+	size_t more = heads ? 2 * heads : CHUNK / sizeof(void *);
 	struct site **larger;
 
 	if (heads && site_count < heads)
 		return true;
-	larger = map(more * sizeof(*table));
+	larger = map(more * sizeof(void *));
 	if (!larger)
 		return heads != 0;
 	for (size_t i = 0; i < heads; i++)
@@ -120,7 +120,7 @@ static bool make_table(void)
 			larger[site->hash % more] = site;
 		}
 	if (heads)
-		percpu__sys4(SYS_munmap, (long)table, (long)(heads * sizeof(*table)), 0, 0);
+		percpu__sys4(SYS_munmap, (long)table, (long)(heads * sizeof(void *)), 0, 0);
 	table = larger;
 	heads = more;
 	return true;
