@@ -607,6 +607,8 @@ static int left_over(int threshold)
 			return 101;
 		memset(objects[i], 1, MIB);
 	}
+	/* What has only just been taken is kept for a moment. */
+	usleep(1500000);
 	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
 		free(objects[i]);
 	return (int)(mallinfo2().fordblks / MIB);
