@@ -26,6 +26,7 @@ static struct kind {
 	uint32_t pages;         /* of a span */
 	uint16_t objects;       /* of a span */
 	uint16_t stock_most, batch;
+	uint32_t eighths; /* 64 Ki * LEVELS / objects */
 } kinds[CLASSES + 1];
 
 /* Of one class and node of memory, in lines of its own. All zero to begin with: classes that nobody uses touch no memory. */
@@ -91,6 +92,7 @@ void percpu__central_start(void)
 		k->objects = (uint16_t)(((size_t)k->pages << PAGE_LOG) / k->size);
 		if (k->objects > SPAN_OBJECTS)
 			k->objects = SPAN_OBJECTS;
+		k->eighths = (LEVELS << 16) / k->objects;
 		batch = BATCH_BYTES / k->size;
 		k->batch = (uint16_t)(batch < 1 ? 1 : batch > BATCH_MOST / 2 ? BATCH_MOST / 2 : batch);
 		k->stock_most = (uint16_t)(k->size > BATCH_BYTES ? STOCK_BYTES / k->size : k->batch * 4UL);
@@ -138,14 +140,14 @@ static void **stock_of(struct central *c, unsigned class)
 
 /* Spans with free objects. */
 
-static struct percpu__span **level_of(struct central *c, const struct percpu__span *span)
+static unsigned level_of(const struct percpu__span *span)
 {
-	return &c->levels[(unsigned)(span->objects - span->free) * LEVELS / span->objects];
+	return (unsigned)(span->objects - span->free) * kinds[span->class].eighths >> 16;
 }
 
 static void list_span(struct central *c, struct percpu__span *span)
 {
-	struct percpu__span **head = level_of(c, span);
+	struct percpu__span **head = &c->levels[level_of(span)];
 
 	span->previous = NULL;
 	span->next = *head;
@@ -161,7 +163,7 @@ static void unlist_span(struct central *c, struct percpu__span *span)
 	if (span->previous)
 		span->previous->next = span->next;
 	else
-		*level_of(c, span) = span->next;
+		c->levels[level_of(span)] = span->next;
 	if (span->next)
 		span->next->previous = span->previous;
 	span->listed = false;
@@ -337,13 +339,18 @@ static void give_to_span(struct central *c, unsigned class, const void *object, 
 {
 	uint64_t number;
 	struct percpu__span *span = find(class, object, "an object is freed twice", &number);
+	bool move;
 
-	if (span->listed)
+	/* From one level to another only now and then. */
+	move = !span->listed ||
+	       level_of(span) != ((unsigned)(span->objects - span->free - 1) * kinds[class].eighths >> 16);
+	if (move && span->listed)
 		unlist_span(c, span);
 	span->is_free[number / 64] |= UINT64_C(1) << number % 64;
 	span->free++;
 	c->stats.free++;
-	list_span(c, span);
+	if (move)
+		list_span(c, span);
 	/* One that is free is kept, so that an object that comes and goes does not take its span along. */
 	if (span->free == span->objects && c->partial > 1)
 		drop_span(c, span, dead);

@@ -19,7 +19,7 @@
 #define BINS     32U
 #define SEARCH   32U /* how many of a list are looked at */
 /* Huge pages from here on: of what is in use, and of the range. */
-#define HUGE_USED     ((uint64_t)16 << 20)
+#define HUGE_USED     ((uint64_t)1 << 30)
 #define SMALL_REGIONS 8U
 /* Each place where the advice changes is one where the kernel's list of mappings has one more. It has 65530 at most. */
 #define CHANGES_MOST 8192U

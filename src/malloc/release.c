@@ -6,7 +6,7 @@
  * what is free above percpu__heap_keep and an eighth of what is in use goes, a bounded amount in each call. But programs come
  * back for what they had. So memory that is wanted again within a second raises what is kept by as much, and each second
  * halves that: who needs the same again and again keeps it, and who rests is small. And what a program has only just taken
- * for the first time it may have taken for a short while: so does that, and a sixth of a second without growth halves it.
+ * for the first time it may have taken for a short while: so does that, and a quarter of a second without growth halves it.
  *
  * Whole regions go first. Of those that are partly in use only what is mostly free does, since it costs them their huge page.
  *
@@ -20,7 +20,7 @@
 #include "malloc/region.h"
 
 #define REGRET_MS 1000U
-#define YOUNG_MS  160U
+#define YOUNG_MS  250U
 #define GROWTH    8U /* less than this part is none */
 /* At most so much at once, also if more was freed at once. */
 #define AT_ONCE    ((uint64_t)64 << 20)
