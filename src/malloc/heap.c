@@ -181,6 +181,23 @@ static void set_up(struct percpu__span *span, const struct pages *taken, size_t 
 	name_pages(span, true);
 }
 
+static uint64_t own_ns(void)
+{
+	struct timespec now = { 0, 0 };
+
+	percpu__sys4(SYS_clock_gettime, CLOCK_THREAD_CPUTIME_ID, (long)&now, 0, 0);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* Somebody has to, so it may as well be told how long that takes. */
+static void touch(char *page)
+{
+	uint64_t start = own_ns();
+
+	*(volatile char *)page = 0;
+	percpu__region_huge_took(own_ns() - start);
+}
+
 struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class, unsigned node)
 {
 	uint64_t extra = align > 1 ? align - 1 : 0, skip;
@@ -216,6 +233,8 @@ struct percpu__span *percpu__span_new(size_t pages, size_t align, unsigned class
 	taken.dirty_end = taken.dirty_end > skip ? taken.dirty_end - skip : 0;
 	set_up(span, &taken, pages, class, node % NODES);
 	percpu__heap_unlock();
+	if (taken.huge)
+		touch(percpu__page_address(span->page));
 	return span;
 }
 

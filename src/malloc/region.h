@@ -45,6 +45,7 @@ struct region {
 struct pages {
 	uint64_t first;            /* NO_PAGE: none */
 	uint64_t fresh;            /* how many of them have no memory */
+	bool huge;                 /* the first touch of the first brings a huge page */
 	uint64_t dirty, dirty_end; /* of those that may be other than zero: from here to here, counted from the first */
 };
 
@@ -84,6 +85,9 @@ PERCPU_HIDDEN void percpu__region_relist(uint32_t i);
 /* The free region of the node whose memory has been idle for longest; NO_REGION. */
 PERCPU_HIDDEN uint32_t percpu__region_idle(unsigned node);
 PERCPU_HIDDEN void percpu__region_advise(uint32_t i, enum advice advice);
+
+/* What the first touch of a huge page cost, in ns of processor time. */
+PERCPU_HIDDEN void percpu__region_huge_took(uint64_t ns);
 
 /* release.c */
 

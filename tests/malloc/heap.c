@@ -292,6 +292,35 @@ static void test_huge(void **state)
 	assert_int_equal(wrong, 0);
 }
 
+/* Where they are slow, they are tried less and less often; as usual again where they are not. */
+static void test_slow_huge_pages(void **state)
+{
+	static struct percpu__span *spans[200];
+	unsigned huge[2] = { 0, 0 };
+
+	(void)state;
+	percpu__heap_lock();
+	percpu__heap_release(SIZE_MAX, 0);
+	percpu__heap_unlock();
+	for (unsigned i = 0; i < UNIT_COUNT(spans); i++) {
+		spans[i] = percpu__span_new(REGION_PAGES, 1, 1, 0);
+		assert_non_null(spans[i]);
+		if (i < 10 || percpu__regions.all[spans[i]->page / REGION_PAGES].advice != ADVICE_HUGE)
+			continue;
+		huge[i / 100]++;
+		/* What it really took does not count. */
+		for (unsigned k = 0; k < 3; k++)
+			percpu__region_huge_took(i < 100 ? 1000000000 : 1000);
+	}
+	/* Eight, sixteen, then 32 without; and then each. */
+	assert_in_range(huge[0], 1, 5);
+	assert_in_range(huge[1], 60, 100);
+	for (unsigned i = 0; i < UNIT_COUNT(spans); i++)
+		percpu__span_free(spans[i]);
+	check_all(true);
+	assert_int_equal(wrong, 0);
+}
+
 static void test_nodes(void **state)
 {
 	(void)state;
@@ -573,6 +602,7 @@ int main(void)
 		cmocka_unit_test(test_without_data),
 		cmocka_unit_test(test_spans),
 		cmocka_unit_test(test_huge),
+		cmocka_unit_test(test_slow_huge_pages),
 		cmocka_unit_test(test_nodes),
 		cmocka_unit_test(test_release_is_real),
 		cmocka_unit_test(test_release),
