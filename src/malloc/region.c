@@ -4,9 +4,6 @@
  *
  * Memory becomes writable region by region, and the tables with it, so nothing is reserved of the system's memory that is
  * not in use, also where it does not overcommit.
- *
- * Small objects of large heaps lie on huge pages, as a fault costs them several times less per byte. The first regions do
- * not: small programs would be large. Large blocks do not either: who asks for much may use little of it.
  */
 #include <sys/mman.h>
 #include <time.h>
@@ -15,21 +12,10 @@
 #include "malloc/options.h"
 #include "malloc/region.h"
 
-#define STEP_LOG 5U /* regions whose tables become writable together */
-#define BINS     32U
-#define SEARCH   32U /* how many of a list are looked at */
-/* Huge pages from here on: of what is in use, and of the range. */
-#define HUGE_USED     ((uint64_t)64 << 20)
-#define SMALL_REGIONS 8U
-/*
- * A huge page that took longer than this cost more than small ones, as where the machine is a virtual one that gives its host
- * large free blocks back. Then regions do without, eight at first and up to 512, before the next one tries again.
- */
-#define HUGE_NS        1000000U
-#define HUGE_SKIP      8U
-#define HUGE_SKIP_MOST 512U
-/* Each place where the advice changes is one where the kernel's list of mappings has one more. It has 65530 at most. */
-#define CHANGES_MOST 8192U
+#define STEP_LOG      5U /* regions whose tables become writable together */
+#define BINS          32U
+#define SEARCH        32U /* how many of a list are looked at */
+#define SMALL_REGIONS 8U  /* the first, while the heap is small */
 /* Blocks that grow lie so far apart, in regions, as long as there are not many. */
 #define ROOM        4U
 #define SPREAD_FREE 128U
@@ -44,9 +30,7 @@ static struct node {
 	uint64_t listed[REGION_PAGES / 64 + 1];
 	uint32_t idle_first, idle_last;
 } nodes[NODES];
-static uint32_t free_runs[BINS];      /* by the logarithm of their length */
-static uint32_t huge_skip, huge_left; /* regions without huge pages, in a row: how many, and how many to come */
-static uint32_t changes;              /* of advice, from one region to the next */
+static uint32_t free_runs[BINS]; /* by the logarithm of their length */
 
 static struct region *at(uint32_t i)
 {
@@ -324,50 +308,6 @@ static bool extend(uint32_t count)
 	return true;
 }
 
-/* It does not change what memory there is. */
-void percpu__region_advise(uint32_t i, enum advice advice)
-{
-	static const int values[] = { [ADVICE_HUGE] = MADV_HUGEPAGE, [ADVICE_SMALL] = MADV_NOHUGEPAGE };
-	struct region *r = at(i);
-	unsigned before = i ? at(i - 1)->advice : ADVICE_NONE,
-		 after = i + 1 < percpu__regions.top ? at(i + 1)->advice : ADVICE_NONE;
-
-	if (r->advice == advice || (changes >= CHANGES_MOST && before != advice && after != advice))
-		return;
-	if (percpu__sys4(SYS_madvise, (long)percpu__page_address((uint64_t)i * REGION_PAGES), REGION, values[advice],
-			 0))
-		return;
-	changes += (uint32_t)((before != advice) + (after != advice));
-	changes -= (uint32_t)((before != r->advice) + (after != r->advice));
-	r->advice = (uint8_t)advice;
-}
-
-void percpu__region_huge_took(uint64_t ns)
-{
-	uint32_t skip = 0;
-
-	if (ns > HUGE_NS) {
-		skip = 2 * __atomic_load_n(&huge_skip, __ATOMIC_RELAXED);
-		skip = skip < HUGE_SKIP ? HUGE_SKIP : skip < HUGE_SKIP_MOST ? skip : HUGE_SKIP_MOST;
-	}
-	__atomic_store_n(&huge_skip, skip, __ATOMIC_RELAXED);
-	__atomic_store_n(&huge_left, skip, __ATOMIC_RELAXED);
-}
-
-static bool wants_huge(bool small)
-{
-	uint32_t left;
-
-	if (percpu__malloc_options.huge == PERCPU__HUGE_ALWAYS)
-		return true;
-	if (percpu__malloc_options.huge != PERCPU__HUGE_AUTO || !small || percpu__heap_stats.used < HUGE_USED)
-		return false;
-	left = __atomic_load_n(&huge_left, __ATOMIC_RELAXED);
-	if (left)
-		__atomic_store_n(&huge_left, left - 1, __ATOMIC_RELAXED);
-	return !left;
-}
-
 /* Regions that were free have a new user. */
 static void prepare(uint32_t first, uint32_t count, unsigned node, bool small)
 {
@@ -379,7 +319,7 @@ static void prepare(uint32_t first, uint32_t count, unsigned node, bool small)
 		r->node = (uint8_t)node;
 		if (percpu__bits_any(r->backed))
 			continue;
-		if (wants_huge(small))
+		if (percpu__region_wants_huge(small))
 			percpu__region_advise(i, ADVICE_HUGE);
 		else if (r->advice == ADVICE_HUGE)
 			percpu__region_advise(i, ADVICE_SMALL);

@@ -84,8 +84,12 @@ PERCPU_HIDDEN void percpu__region_put_back(uint32_t i);
 PERCPU_HIDDEN void percpu__region_relist(uint32_t i);
 /* The free region of the node whose memory has been idle for longest; NO_REGION. */
 PERCPU_HIDDEN uint32_t percpu__region_idle(unsigned node);
-PERCPU_HIDDEN void percpu__region_advise(uint32_t i, enum advice advice);
 
+/* huge.c */
+
+PERCPU_HIDDEN void percpu__region_advise(uint32_t i, enum advice advice);
+/* Whether a region that has a new user, and no memory, should have a huge page. @small: for objects that will fill it. */
+PERCPU_HIDDEN bool percpu__region_wants_huge(bool small);
 /* What the first touch of a huge page cost, in ns of processor time. */
 PERCPU_HIDDEN void percpu__region_huge_took(uint64_t ns);
 
