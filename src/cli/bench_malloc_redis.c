@@ -221,7 +221,7 @@ static uint32_t value_of(uint64_t i)
 
 	malloc_random(&random);
 	malloc_random(&random);
-	return (uint32_t)(16 * pow(MOST / 16, (double)malloc_below(random, 1U << 24) / (1U << 24)));
+	return (uint32_t)(16 * pow(MOST / 16.0, (double)malloc_below(random, 1U << 24) / (1U << 24)));
 }
 
 static bool is_deleted(uint64_t i)

@@ -5,8 +5,9 @@
  * There is no thread of ours that could do it later, and after the last free nobody may come by again. So it is done at once:
  * what is free above percpu__heap_keep and an eighth of what is in use goes, a bounded amount in each call. But programs come
  * back for what they had. So memory that is wanted again within a second raises what is kept by as much, and each second
- * halves that: who needs the same again and again keeps it, and who rests is small. And what a program has only just taken
- * for the first time it may have taken for a short while: so does that, and a quarter of a second without growth halves it.
+ * halves that: who needs the same again and again keeps it, and who rests is small. What a program has only just taken for the
+ * first time it may have taken for a short while: so does that, and each tenth of a second halves it in which it neither grew
+ * nor, just having grown, shrank.
  *
  * Whole regions go first. Of those that are partly in use only what is mostly free does, since it costs them their huge page.
  *
@@ -20,7 +21,7 @@
 #include "malloc/region.h"
 
 #define REGRET_MS 1000U
-#define YOUNG_MS  250U
+#define YOUNG_MS  100U
 #define GROWTH    8U /* less than this part is none */
 /* At most so much at once, also if more was freed at once. */
 #define AT_ONCE    ((uint64_t)64 << 20)
@@ -217,6 +218,20 @@ static uint64_t release_one(bool part, bool any)
 	return done ? (uint64_t)count_of(work->pages) << PAGE_LOG : 0;
 }
 
+/* What has just grown shrinks: it may grow again. */
+static void note_shrinking(uint64_t freed, uint32_t now)
+{
+	static uint64_t shrunk;
+
+	if (!young.bytes || now - young.at >= YOUNG_MS)
+		return;
+	shrunk += freed;
+	if (shrunk >= young.bytes / GROWTH) {
+		young.at = now;
+		shrunk = 0;
+	}
+}
+
 void percpu__release_excess(uint64_t freed)
 {
 	uint64_t budget = freed < REGION ? REGION : freed < AT_ONCE ? freed : AT_ONCE, some;
@@ -226,6 +241,7 @@ void percpu__release_excess(uint64_t freed)
 	    __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8 + REGION)
 		return;
 	now = percpu__heap_ms();
+	note_shrinking(freed, now);
 	if (refused_at && now - refused_at < REGRET_MS)
 		return;
 	for (; budget && percpu__heap_stats.free >= keep(now) + REGION; budget -= some < budget ? some : budget) {
