@@ -274,7 +274,7 @@ static void shrink_another(struct percpu__front *front, unsigned class, uint64_t
 }
 
 /*
- * A magazine need not hold more than an eighth of what is in use of its class, beside a few batches. Who frees what a program
+ * A magazine need not hold more than an eighth of what is in use of its class, beside a batch. Who frees what a program
  * does not need any more finds that out.
  */
 static unsigned useful_most(unsigned class)
