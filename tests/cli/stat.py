@@ -785,4 +785,8 @@ class Exports(Case):
 if __name__ == "__main__":
     PERCPU, CALLS, STATIC, PRELOAD = (os.path.abspath(arg) if arg else "" for arg in sys.argv[1:5])
     os.environ.pop("LD_PRELOAD", None)
+    # Whoever runs us in the background may have these ignored; they would be in all that we start.
+    for number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     unittest.main(argv=[sys.argv[0], *sys.argv[5:]], verbosity=2)
