@@ -2,6 +2,7 @@
 /*
  * Which allocations are samples.
  */
+#include <string.h>
 #include <sys/auxv.h>
 #include <time.h>
 
@@ -28,9 +29,13 @@ uint64_t percpu__sample_random(void)
 	uint64_t x;
 
 	if (!__atomic_load_n(&state, __ATOMIC_RELAXED)) {
-		const uint64_t *seed = (const uint64_t *)getauxval(AT_RANDOM);
+		const void *given = (const void *)getauxval(AT_RANDOM);
+		uint64_t seed[2] = { (uintptr_t)&x, 0 };
 
-		__atomic_fetch_add(&state, (seed ? seed[0] ^ seed[1] : (uintptr_t)&x) | 1, __ATOMIC_RELAXED);
+		/* At any address. */
+		if (given)
+			memcpy(seed, given, sizeof(seed));
+		__atomic_fetch_add(&state, (seed[0] ^ seed[1]) | 1, __ATOMIC_RELAXED);
 	}
 	x = __atomic_add_fetch(&state, UINT64_C(0x9e3779b97f4a7c15), __ATOMIC_RELAXED);
 	x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
