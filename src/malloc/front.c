@@ -405,17 +405,21 @@ static void look_for_idle(const struct percpu__front *front)
 static void look_for_damage(struct percpu__front *front, unsigned class)
 {
 	struct percpu__magazine *m = &front->magazines[class];
-	uint32_t limits = load_limits(m);
+	uint32_t limits;
 	uint64_t word;
 
-	if (!number_in(load(&m->word)) || limits == CLOSED || !change_limits(m, limits, CLOSED))
+	if (!number_in(load(&m->word)))
 		return;
-	if (percpu_fence() == 0) {
-		word = m->word;
+	/* A child of fork() must not find it closed for ever. */
+	percpu__malloc_lock(&drain_word);
+	limits = load_limits(m);
+	if (change_limits(m, limits, CLOSED)) {
+		word = percpu_fence() == 0 ? m->word : 0;
 		if (number_in(word) && number_in(*(uint64_t *)(void *)top_of(word)) != number_in(word) - 1)
 			percpu__malloc_die("an object was written to after it was freed", top_of(word));
+		__atomic_store_n(&m->limits, limits, __ATOMIC_RELEASE);
 	}
-	__atomic_store_n(&m->limits, limits, __ATOMIC_RELEASE);
+	percpu__malloc_unlock(&drain_word);
 }
 
 /* How many objects come at once: few at first, so that what is used little takes little memory. */
