@@ -8,7 +8,6 @@
 #include <sys/random.h>
 #include <string.h>
 #include <sys/single_threaded.h>
-#include <time.h>
 
 #include <percpu/area.h>
 #include <percpu/malloc.h>
@@ -20,6 +19,7 @@
 #include "gate/gate.h"
 #include "malloc/fast.h"
 #include "malloc/options.h"
+#include "malloc/region.h"
 #include "malloc/sample.h"
 #include "malloc/stats.h"
 #include "rseq/thread.h"
@@ -78,12 +78,6 @@ static char *top_of(uint64_t word)
 	return (char *)(uintptr_t)(word >> 16);
 }
 
-/* That of an empty magazine: as if it were an object's, so that what is in most programs' memory looks like none. */
-static uint64_t empty_word(void)
-{
-	return (uint64_t)(uintptr_t)percpu__heap.base << 16;
-}
-
 static unsigned most_in(uint32_t limits)
 {
 	return limits >> 16;
@@ -106,8 +100,8 @@ static uint64_t bytes_of(unsigned class, unsigned objects)
 }
 
 /*
- * Room for one batch to begin with, if that is little: it is not counted, as classes that nobody uses hold nothing. Words
- * first: who sees them before the limits finds nothing to take, and no room.
+ * Room for one batch to begin with, if that is little: it is not counted, as classes that nobody uses hold nothing. The word is 0
+ * as it is: nothing to take.
  */
 static void prepare(struct percpu__front *front)
 {
@@ -116,7 +110,6 @@ static void prepare(struct percpu__front *front)
 		unsigned batch = percpu__batch_of(i);
 
 		m->refill = batch > 8 ? batch / 8 : 1;
-		__atomic_store_n(&m->word, empty_word(), __ATOMIC_RELAXED);
 		__atomic_store_n(&m->limits, bytes_of(i, batch) > FREE_ROOM ? 0 : batch << 16, __ATOMIC_RELEASE);
 	}
 	__atomic_store_n(&front->prepared, 1, __ATOMIC_RELEASE);
@@ -387,15 +380,13 @@ static void count(uint64_t *word)
 /* Now and then, by whoever comes by. */
 static void look_for_idle(const struct percpu__front *front)
 {
-	static uint64_t last;
-	struct timespec now = { 0, 0 };
-	uint64_t ms, was;
+	static uint32_t last;
+	uint32_t ms, was;
 
 	if (load(&front->turns) % IDLE_TURNS)
 		return;
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-	was = load(&last);
+	ms = percpu__heap_ms();
+	was = __atomic_load_n(&last, __ATOMIC_RELAXED);
 	if (ms - was >= IDLE_MS &&
 	    __atomic_compare_exchange_n(&last, &was, ms, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED) && was)
 		percpu__front_drain(false);
@@ -619,7 +610,7 @@ static void empty(struct percpu__magazine *m, unsigned class)
 		}
 		percpu__central_give(class, objects, n);
 	}
-	m->word = empty_word();
+	m->word = 0;
 	__atomic_store_n(&m->refill, 1, __ATOMIC_RELAXED);
 }
 

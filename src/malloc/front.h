@@ -49,7 +49,6 @@ struct percpu__front {
 	uint32_t hand; /* of who looks for a magazine to make smaller */
 	uint32_t drained;
 	uint32_t prepared; /* limits and words are set */
-	uint32_t node;     /* of memory, of who prepared this copy */
 	struct percpu__magazine_counts counts[CLASSES + 1];
 };
 
