@@ -29,6 +29,7 @@
 #define SIZE      "100"
 #define CLIENTS   "20"
 #define PIPELINE  "16"
+#define LEAST     0.03 /* seconds of a test: redis-benchmark counts in milliseconds */
 
 static char folder[] = "/tmp/percpu-bench-XXXXXX", path[sizeof(folder) + 8];
 static pid_t server;
@@ -271,7 +272,7 @@ static uint64_t tell(uint64_t count, bool delete)
 }
 
 /* Requests per second of a test of redis-benchmark, in so many requests. */
-static double benchmark(const char *test, uint64_t requests)
+static double benchmark_once(const char *test, uint64_t requests)
 {
 	char command[512], line[512];
 	double rate = 0;
@@ -294,6 +295,17 @@ static double benchmark(const char *test, uint64_t requests)
 	if (!out || pclose(out) || !(rate > 0))
 		fail("redis-benchmark fails");
 	return rate;
+}
+
+/* The same, in more requests if these are answered before its clock tells. */
+static double benchmark(const char *test, uint64_t requests)
+{
+	for (;; requests *= 4) {
+		double rate = benchmark_once(test, requests);
+
+		if ((double)requests >= LEAST * rate)
+			return rate;
+	}
 }
 
 void malloc_run_redis(const struct malloc_task *task, struct malloc_report *report)
