@@ -65,11 +65,12 @@ static __attribute__((noinline)) void *new_slow(size_t size)
 /* As malloc, but that its slow path may not give NULL. */
 HOT void *_Znwm(size_t size)
 {
+	size_t units = percpu__units_of(size);
 	uintptr_t object;
 
-	if (PERCPU__UNLIKELY(size > TABLE_MOST))
+	if (PERCPU__UNLIKELY(units >= TABLE_MOST / QUANTUM))
 		return new_slow(size);
-	object = percpu__fast_try(&percpu__malloc_ready, percpu__distance_table[(size + QUANTUM - 1) / QUANTUM]);
+	object = percpu__fast_try(&percpu__malloc_ready, percpu__distance_table[units]);
 	return PERCPU__LIKELY(object > PERCPU__LEFT_WORD) ? (void *)object : new_slow(size);
 }
 

@@ -10,12 +10,16 @@
 #define C1(n)    (uint16_t)(CLASS(n) << DISTANCE_LOG)
 #define C4(n)    C1(n), C1((n) + 1), C1((n) + 2), C1((n) + 3)
 #define C16(n)   C4(n), C4((n) + 4), C4((n) + 8), C4((n) + 12)
-const uint16_t percpu__distance_table[TABLE_MOST / QUANTUM + 1] = { C1(1),  C1(1),   C1(2),   C1(3),   C4(4), C4(8),
-								    C4(12), C16(16), C16(32), C16(48), C1(64) };
+const uint16_t percpu__distance_table[TABLE_MOST / QUANTUM] = { C16(1), C16(17), C16(33), C16(49) };
+
+void *percpu__malloc_missed(size_t size)
+{
+	return percpu__take_slow(size, percpu__class_of(size), QUANTUM);
+}
 
 void *percpu__malloc_medium(size_t size)
 {
 	if (PERCPU__UNLIKELY(size > SMALL_MOST))
 		return percpu__large_new(size, QUANTUM, false);
-	return percpu__fast_take(percpu__hot(), size, (size_t)percpu__class_of(size) << DISTANCE_LOG, QUANTUM);
+	return percpu__fast_take(percpu__hot(), size, (size_t)percpu__class_of(size + !size) << DISTANCE_LOG, QUANTUM);
 }

@@ -11,8 +11,18 @@
 #include "malloc/front.h"
 #include "malloc/large.h"
 
-/* For sizes up to TABLE_MOST, by QUANTUM: the distance of the class's magazine in the front. */
-extern PERCPU_HIDDEN const uint16_t percpu__distance_table[TABLE_MOST / QUANTUM + 1];
+/* For sizes from 1 to TABLE_MOST, by percpu__units_of(): the distance of the class's magazine in the front. */
+extern PERCPU_HIDDEN const uint16_t percpu__distance_table[TABLE_MOST / QUANTUM];
+
+/* One less than how many times QUANTUM it is, so that what has no place in the table, 0 too, has none by one comparison. */
+PERCPU__INLINE size_t percpu__units_of(size_t size)
+{
+	size_t units = (size - 1) / QUANTUM;
+
+	/* Else the compiler compares the size, and its instruction is longer. */
+	__asm__("" : "+r"(units));
+	return units;
+}
 
 /* For who may be called by several threads before there is a heap. */
 static inline const struct percpu__malloc_ready *percpu__hot(void)
@@ -20,10 +30,10 @@ static inline const struct percpu__malloc_ready *percpu__hot(void)
 	return __atomic_load_n(&percpu__malloc_hot, __ATOMIC_ACQUIRE);
 }
 
-/* @size: up to SMALL_MOST */
+/* @size: 1 to SMALL_MOST */
 static inline unsigned percpu__class_for(size_t size)
 {
-	return size <= TABLE_MOST ? percpu__distance_table[(size + QUANTUM - 1) / QUANTUM] >> DISTANCE_LOG
+	return size <= TABLE_MOST ? percpu__distance_table[percpu__units_of(size)] >> DISTANCE_LOG
 				  : percpu__class_of(size);
 }
 
@@ -53,14 +63,21 @@ PERCPU__INLINE void *percpu__fast_take(const struct percpu__malloc_ready *ready,
 	return (void *)object;
 }
 
-/* Of sizes above TABLE_MOST. */
+/* Of sizes that the table knows but the fast path has not got, and of all others. */
+PERCPU_HIDDEN void *percpu__malloc_missed(size_t size) PERCPU__COLD;
 PERCPU_HIDDEN void *percpu__malloc_medium(size_t size);
 
 PERCPU__INLINE void *percpu__fast_malloc(const struct percpu__malloc_ready *ready, size_t size)
 {
-	if (PERCPU__UNLIKELY(size > TABLE_MOST))
+	size_t units = percpu__units_of(size);
+	uintptr_t object;
+
+	if (PERCPU__UNLIKELY(units >= TABLE_MOST / QUANTUM))
 		return percpu__malloc_medium(size);
-	return percpu__fast_take(ready, size, percpu__distance_table[(size + QUANTUM - 1) / QUANTUM], QUANTUM);
+	object = percpu__fast_try(ready, percpu__distance_table[units]);
+	if (PERCPU__UNLIKELY(object <= PERCPU__LEFT_WORD))
+		return percpu__malloc_missed(size);
+	return (void *)object;
 }
 
 /* Addresses that are no multiple of QUANTUM have their low bits on top here, and so are too large. */

@@ -102,10 +102,9 @@ PERCPU__INLINE void *percpu__try_take(uint32_t where, struct percpu__magazine *m
 {
 	uintptr_t out;
 
-	__asm__ __volatile__(PERCPU__ENTER_MAGAZINE PERCPU__A_LIFO_TAKE("out", "11f") PERCPU__A_STORE_T
+	__asm__ __volatile__(PERCPU__ENTER_MAGAZINE PERCPU__A_LIFO_TAKE("out", "2f") PERCPU__A_STORE_T
 			     "2:\n\t" PERCPU__A_COLD PERCPU__SIGNATURE_ASM "4:\n\t" PERCPU__A_SET("out", "1")
-				     PERCPU__A_JUMP("2b") "11:\n\t" PERCPU__A_SET("out", "0") PERCPU__A_JUMP("2b")
-					     PERCPU__A_COLD_END PERCPU__EXIT("11b")
+				     PERCPU__A_JUMP("2b") PERCPU__A_COLD_END
 			     : [out] "=&r"(out)
 			     : PERCPU__MAGAZINE_OPERANDS(magazine)
 			     : "memory", PERCPU__SCRATCH_LIFO);
@@ -114,8 +113,8 @@ PERCPU__INLINE void *percpu__try_take(uint32_t where, struct percpu__magazine *m
 
 PERCPU__INLINE int percpu__try_put(uint32_t where, struct percpu__magazine *magazine, void *object)
 {
-	__asm__ __volatile__ goto(PERCPU__ENTER_MAGAZINE PERCPU__A_LIFO_PUT("object_", "11f")
-					  PERCPU__A_STORE_T PERCPU__LEAVE_DIFFERS
+	__asm__ __volatile__ goto(PERCPU__ENTER_MAGAZINE PERCPU__A_LIFO_PUT("object_", "%l[differs]")
+					  PERCPU__A_STORE_T PERCPU__LEAVE PERCPU__EXIT("%l[differs]")
 				  :
 				  : PERCPU__MAGAZINE_OPERANDS(magazine), [object_] "r"(object)
 				  : "memory", PERCPU__SCRATCH_LIFO

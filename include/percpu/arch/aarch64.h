@@ -197,13 +197,13 @@
  * A magazine as a list through its objects, up to 64 Ki of them. T0's word is the address of the one on top times 64 Ki plus
  * their number, and the first word of each object is what T0's was before it. The half words behind T0's are the least and the
  * most of that number at which somebody may take or put. Leave if there is nothing to take, or no room; if the object below
- * has another number than it should; and if what is put is what was put last.
+ * has another number than it should; and if what is put is what was put last. Who leaves TAKE has 0.
  */
 #define PERCPU__SCRATCH_LIFO PERCPU__SCRATCH
-#define PERCPU__A_LIFO_TAKE(out, l)                                                                                    \
-	"ldr x13, [x14]\n\tldrh w16, [x14, #8]\n\tcmp w16, w13, uxth\n\tb.hs " l "\n\tlsr %[" out                      \
-	"], x13, #16\n\tldr x15, [%[" out "]]\n\tsub w13, w13, #1\n\teor w13, w13, w15\n\ttst w13, #0xffff\n\tb.ne " l \
-	"\n\t"
+#define PERCPU__A_LIFO_TAKE(out, l)                                                                                       \
+	"ldr x13, [x14]\n\tldrh w16, [x14, #8]\n\tmov %[" out "], xzr\n\tcmp w16, w13, uxth\n\tb.hs " l                   \
+	"\n\tlsr x17, x13, #16\n\tldr x15, [x17]\n\tsub w13, w13, #1\n\teor w13, w13, w15\n\ttst w13, #0xffff\n\tb.ne " l \
+	"\n\tmov %[" out "], x17\n\tlsr x13, x15, #16\n\tprfm pstl1keep, [x13]\n\t"
 #define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
 	"ldr x15, [x14]\n\tldrh w16, [x14, #10]\n\tcmp w16, w15, uxth\n\tb.ls " l "\n\tand x13, x15, #0xffff\n\t"      \
 	"add x13, x13, %[" val "], lsl #16\n\tcmp x13, x15\n\tb.eq " l "\n\tstr x15, [%[" val                          \

@@ -199,12 +199,14 @@
  * A magazine as a list through its objects, up to 64 Ki of them. T0's word is the address of the one on top times 64 Ki plus
  * their number, and the first word of each object is what T0's was before it. The half words behind T0's are the least and the
  * most of that number at which somebody may take or put. Leave if there is nothing to take, or no room; if the object below
- * has another number than it should; and if what is put is what was put last.
+ * has another number than it should; and if what is put is what was put last. Who leaves TAKE has 0. It fetches the object that
+ * will be on top: where classes mix it has left the cache by the time its own first word is wanted.
  */
-#define PERCPU__SCRATCH_LIFO "rax", "rcx", "rdx", "cc"
+#define PERCPU__SCRATCH_LIFO "rax", "rcx", "rdx", "r8", "cc"
 #define PERCPU__A_LIFO_TAKE(out, l)                                                                                    \
-	"movq (%%rax), %%rdx\n\tcmpw 8(%%rax), %%dx\n\tjbe " l "\n\tmovq %%rdx, %[" out "]\n\tshrq $16, %[" out        \
-	"]\n\tmovq (%[" out "]), %%rcx\n\tdecl %%edx\n\tcmpw %%cx, %%dx\n\tjne " l "\n\t"
+	"movq (%%rax), %%rdx\n\txorl %k[" out "], %k[" out "]\n\tcmpw 8(%%rax), %%dx\n\tjbe " l                        \
+	"\n\tmovq %%rdx, %%r8\n\tshrq $16, %%r8\n\tmovq (%%r8), %%rcx\n\tdecl %%edx\n\tcmpw %%cx, %%dx\n\tjne " l      \
+	"\n\tmovq %%r8, %[" out "]\n\tmovq %%rcx, %%rdx\n\tshrq $16, %%rdx\n\tprefetchw (%%rdx)\n\t"
 #define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
 	"movq (%%rax), %%rcx\n\tcmpw 10(%%rax), %%cx\n\tjae " l "\n\tmovq %[" val                                      \
 	"], %%rdx\n\tshlq $16, %%rdx\n\tmovw %%cx, %%dx\n\tcmpq %%rcx, %%rdx\n\tje " l "\n\tmovq %%rcx, (%[" val       \
