@@ -65,9 +65,9 @@ bool percpu__region_wants_huge(bool small)
 {
 	uint32_t left;
 
-	if (percpu__malloc_options.huge == PERCPU__HUGE_ALWAYS)
+	if (percpu__malloc_options.huge == PERCPU__WHEN_ALWAYS)
 		return true;
-	if (percpu__malloc_options.huge != PERCPU__HUGE_AUTO || !small || percpu__heap_stats.used < HUGE_USED)
+	if (percpu__malloc_options.huge != PERCPU__WHEN_AUTO || !small || percpu__heap_stats.used < HUGE_USED)
 		return false;
 	left = __atomic_load_n(&huge_left, __ATOMIC_RELAXED);
 	if (left)

@@ -43,8 +43,10 @@ static const struct known known[] = {
 	{ "cache-total", SIZE, 64 * K, 1024 * G, AT(cache_total), 0 },
 	{ "check", FLAG, 0, 0, AT(check), 0 },
 	{ "count", FLAG, 0, 0, AT(count), 0 },
+	{ "decay", WORD, 0, 0, AT(decay), 0 },
 	{ "guard", NUMBER, 0, UINT32_MAX, AT(guard), 0 },
 	{ "huge", WORD, 0, 0, AT(huge), 0 },
+	{ "keep", SIZE, 1, 1024 * G, AT(keep), 0 },
 	{ "nodes", NUMBER, 1, 64, AT(nodes), 0 },
 	{ "profile", FILE_NAME, 0, 0, AT(profile_file), 0 },
 	{ "profile-interval", SIZE, 1, 1024 * G, AT(profile), 0 },
@@ -220,7 +222,7 @@ static bool set_name(const struct known *option, const char *text, size_t length
 static bool set(const struct known *option, const char *value, size_t length)
 {
 	static const char words[][8] = {
-		[PERCPU__HUGE_AUTO] = "auto", [PERCPU__HUGE_NEVER] = "never", [PERCPU__HUGE_ALWAYS] = "always"
+		[PERCPU__WHEN_AUTO] = "auto", [PERCPU__WHEN_NEVER] = "never", [PERCPU__WHEN_ALWAYS] = "always"
 	};
 	uint64_t number;
 
@@ -246,7 +248,7 @@ static bool set(const struct known *option, const char *value, size_t length)
 		break;
 	case WORD:
 		for (number = 0; !is_word(value, length, words[number]); number++)
-			if (number == PERCPU__HUGE_ALWAYS)
+			if (number == PERCPU__WHEN_ALWAYS)
 				return false;
 		break;
 	default:
@@ -334,6 +336,8 @@ void percpu__malloc_parse_options(const char *text)
 		percpu__write_complaint(VARIABLE ": profile-interval: there is no profile=FILE", "", 0);
 	if (percpu__malloc_options.cache)
 		percpu__front_room = percpu__malloc_options.cache;
+	if (percpu__malloc_options.keep)
+		percpu__heap_keep = percpu__malloc_options.keep;
 	total = percpu__malloc_options.cache_total;
 	if (total && total / percpu_possible_cpus() < percpu__front_room)
 		percpu__front_room = total / percpu_possible_cpus();

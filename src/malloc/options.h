@@ -16,7 +16,7 @@
 #define PERCPU__PROFILE_INTERVAL ((uint64_t)512 << 10)
 #define PERCPU__GUARD_USUAL      UINT64_MAX /* not given: few enough to cost next to nothing */
 
-enum percpu__huge { PERCPU__HUGE_AUTO, PERCPU__HUGE_NEVER, PERCPU__HUGE_ALWAYS };
+enum percpu__when { PERCPU__WHEN_AUTO, PERCPU__WHEN_NEVER, PERCPU__WHEN_ALWAYS };
 
 /* Written before there is a front, then only read. */
 struct percpu__malloc_options {
@@ -26,7 +26,8 @@ struct percpu__malloc_options {
 	uint64_t profile;     /* bytes between samples of the heap profile; 0: no profile */
 	uint64_t nodes;       /* of memory, as if the machine had so many; 0: those it has */
 	uint64_t stats_signal;
-	uint64_t huge; /* enum percpu__huge */
+	uint64_t huge, decay; /* enum percpu__when */
+	uint64_t keep;        /* bytes of free memory that stay in any case; 0: not given */
 	bool zero, random, check, count, stats;
 	const char *profile_file, *stats_file, *json_file; /* absolute names; NULL: none */
 };

@@ -301,7 +301,7 @@ static bool extend(uint32_t count)
 		new->next = new->previous = NO_REGION;
 		percpu__heap_stats.metadata +=
 			sizeof(*new) + REGION_PAGES * (sizeof(*percpu__heap.distances) + sizeof(*percpu__heap.numbers));
-		if (r->top - 1 < SMALL_REGIONS && percpu__malloc_options.huge != PERCPU__HUGE_ALWAYS)
+		if (r->top - 1 < SMALL_REGIONS && percpu__malloc_options.huge != PERCPU__WHEN_ALWAYS)
 			percpu__region_advise(r->top - 1, ADVICE_SMALL);
 		percpu__region_put_back(r->top - 1);
 	}

@@ -99,6 +99,8 @@ PERCPU_HIDDEN void percpu__region_huge_took(uint64_t ns);
 PERCPU_HIDDEN void percpu__release_fresh(uint32_t released_at, uint64_t bytes);
 /* Gives back some of what is too much; @freed: bytes that the caller has just freed. Leaves the lock in between. */
 PERCPU_HIDDEN void percpu__release_excess(uint64_t freed);
+/* The same, of what was kept for a while only. False: nothing is, or none of it can go. */
+PERCPU_HIDDEN bool percpu__release_decayed(void);
 /* All memory of a free region that is in no run, at once. */
 PERCPU_HIDDEN void percpu__release_region(uint32_t i);
 /* In a forked child: what others were giving back there is free. */

@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 
 #include "base/sys.h"
+#include "malloc/decay.h"
 #include "malloc/region.h"
 
 #define REGRET_MS 1000U
@@ -28,6 +29,9 @@
 #define AT_WORK    4U
 #define PART_LEAST 16U /* free pages with memory, or it is not worth a call */
 #define LOOK_AT    64U
+
+/* So much that only time will make too much. */
+#define WORTH_A_THREAD ((uint64_t)4 << 20)
 
 #define KEEP_USUAL ((uint64_t)8 << 20)
 
@@ -79,13 +83,18 @@ void percpu__release_fresh(uint32_t released_at, uint64_t bytes)
 		add(&regret, bytes, now);
 }
 
+/* What is kept in any case. */
+static uint64_t floor_now(void)
+{
+	return __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8;
+}
+
 static uint64_t keep(uint32_t now)
 {
 	uint64_t least = __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED);
 
 	/* Who has said how much means it. */
-	return least + percpu__heap_stats.used / 8 + fade(&regret, REGRET_MS, now) +
-	       (least == KEEP_USUAL ? fade(&young, YOUNG_MS, now) : 0);
+	return floor_now() + fade(&regret, REGRET_MS, now) + (least == KEEP_USUAL ? fade(&young, YOUNG_MS, now) : 0);
 }
 
 static unsigned count_of(const uint64_t *bits)
@@ -232,23 +241,40 @@ static void note_shrinking(uint64_t freed, uint32_t now)
 	}
 }
 
-void percpu__release_excess(uint64_t freed)
+/* False: there is nothing to give. */
+static bool release_some(uint64_t budget, uint32_t now)
 {
-	uint64_t budget = freed < REGION ? REGION : freed < AT_ONCE ? freed : AT_ONCE, some;
-	uint32_t now;
+	uint64_t some;
 
-	if (percpu__heap_stats.free <
-	    __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED) + percpu__heap_stats.used / 8 + REGION)
-		return;
-	now = percpu__heap_ms();
-	note_shrinking(freed, now);
 	if (refused_at && now - refused_at < REGRET_MS)
-		return;
+		return false;
 	for (; budget && percpu__heap_stats.free >= keep(now) + REGION; budget -= some < budget ? some : budget) {
 		some = release_one(true, false);
 		if (!some)
-			return;
+			return false;
 	}
+	return true;
+}
+
+void percpu__release_excess(uint64_t freed)
+{
+	uint32_t now;
+
+	if (percpu__heap_stats.free < floor_now() + REGION)
+		return;
+	now = percpu__heap_ms();
+	note_shrinking(freed, now);
+	if (release_some(freed < REGION    ? REGION
+			 : freed < AT_ONCE ? freed
+					   : AT_ONCE,
+			 now) &&
+	    percpu__heap_stats.free >= floor_now() + WORTH_A_THREAD)
+		percpu__decay_start();
+}
+
+bool percpu__release_decayed(void)
+{
+	return release_some(AT_ONCE, percpu__heap_ms()) && percpu__heap_stats.free >= floor_now() + REGION;
 }
 
 /* Whole regions, then what is left of others. */
@@ -267,6 +293,7 @@ size_t percpu__heap_release(size_t most, size_t least)
 
 void percpu__release_after_fork(void)
 {
+	percpu__decay_after_fork();
 	for (unsigned n = 0; n < AT_WORK; n++)
 		if (works[n].busy)
 			end(&works[n], false);

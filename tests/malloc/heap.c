@@ -283,11 +283,11 @@ static void test_spans(void **state)
 static void test_huge(void **state)
 {
 	(void)state;
-	percpu__malloc_options.huge = PERCPU__HUGE_ALWAYS;
+	percpu__malloc_options.huge = PERCPU__WHEN_ALWAYS;
 	run_actors(1500);
-	percpu__malloc_options.huge = PERCPU__HUGE_NEVER;
+	percpu__malloc_options.huge = PERCPU__WHEN_NEVER;
 	run_actors(1500);
-	percpu__malloc_options.huge = PERCPU__HUGE_AUTO;
+	percpu__malloc_options.huge = PERCPU__WHEN_AUTO;
 	check_all(true);
 	assert_int_equal(wrong, 0);
 }
