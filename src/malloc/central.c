@@ -282,21 +282,29 @@ unsigned percpu__central_take(unsigned class, void **out, unsigned n)
 	return count;
 }
 
-/* The span of an object that is not free, and its number in there; or it dies. */
-static struct percpu__span *find(unsigned class, const void *object, const char *what, uint64_t *out)
+/* The number in its span of an object that is not free; or it dies. */
+static bool find_in(const struct percpu__span *span, unsigned class, const void *object, const char *what,
+		    uint64_t *out)
 {
-	struct percpu__span *span = percpu__span_of(object);
-	uint64_t offset, number;
+	uint64_t offset = (uint64_t)((const char *)object - percpu__page_address(span->page));
+	uint64_t number = offset * kinds[class].inverse >> 32;
 
-	if (!span || span->class != class)
-		percpu__malloc_die("not an object of the heap is freed", object);
-	offset = (uint64_t)((const char *)object - percpu__page_address(span->page));
-	number = offset * kinds[class].inverse >> 32;
 	if (number * span->size != offset || number >= span->objects)
 		percpu__malloc_die("a pointer into an object is freed", object);
 	if (span->is_free[number / 64] >> number % 64 & 1)
 		percpu__malloc_die(what, object);
 	*out = number;
+	return true;
+}
+
+/* The span, too. */
+static struct percpu__span *find(unsigned class, const void *object, const char *what, uint64_t *out)
+{
+	struct percpu__span *span = percpu__span_of(object);
+
+	if (!span || span->class != class)
+		percpu__malloc_die("not an object of the heap is freed", object);
+	find_in(span, class, object, what, out);
 	return span;
 }
 
@@ -334,26 +342,55 @@ static void drop_span(struct central *c, struct percpu__span *span, struct percp
 	*dead = span;
 }
 
-/* Spans that become free are for who has the lock, to give away once he has it no more. */
-static void give_to_span(struct central *c, unsigned class, const void *object, struct percpu__span **dead)
+/*
+ * As many of the objects as lie in the span of the first one, which is how they mostly come. Returns how many. Spans that become
+ * free are for who has the lock, to give away once he has it no more.
+ */
+static unsigned give_to_span(struct central *c, unsigned class, void *const *objects, unsigned n,
+			     struct percpu__span **dead)
 {
 	uint64_t number;
-	struct percpu__span *span = find(class, object, "an object is freed twice", &number);
+	struct percpu__span *span = find(class, objects[0], "an object is freed twice", &number);
+	const char *base = percpu__page_address(span->page);
+	uint64_t bytes = span->pages << PAGE_LOG;
+	unsigned count = 0;
 	bool move;
 
+	do {
+		span->is_free[number / 64] |= UINT64_C(1) << number % 64;
+		count++;
+	} while (count < n && (uint64_t)((const char *)objects[count] - base) < bytes &&
+		 find_in(span, class, objects[count], "an object is freed twice", &number));
 	/* From one level to another only now and then. */
 	move = !span->listed ||
-	       level_of(span) != ((unsigned)(span->objects - span->free - 1) * kinds[class].eighths >> 16);
+	       level_of(span) != ((unsigned)(span->objects - span->free - count) * kinds[class].eighths >> 16);
 	if (move && span->listed)
 		unlist_span(c, span);
-	span->is_free[number / 64] |= UINT64_C(1) << number % 64;
-	span->free++;
-	c->stats.free++;
+	span->free = (uint16_t)(span->free + count);
+	c->stats.free += count;
 	if (move)
 		list_span(c, span);
 	/* One that is free is kept, so that an object that comes and goes does not take its span along. */
 	if (span->free == span->objects && c->partial > 1)
 		drop_span(c, span, dead);
+	return count;
+}
+
+static void give_to_spans(struct central *c, unsigned class, void *const *objects, unsigned n,
+			  struct percpu__span **dead)
+{
+	for (unsigned i = 0; i < n;)
+		i += give_to_span(c, class, objects + i, n - i, dead);
+}
+
+/* Until it holds so many. */
+static void lower_stock(struct central *c, unsigned class, unsigned most, struct percpu__span **dead)
+{
+	if (c->stock <= most)
+		return;
+	give_to_spans(c, class, stock_of(c, class) + most, c->stock - most, dead);
+	c->stock = (uint16_t)most;
+	c->stats.stock = most;
 }
 
 static void bury(struct percpu__span *dead)
@@ -380,14 +417,12 @@ static void give(struct central *c, unsigned class, void *const *objects, unsign
 	/* What is not in use any more had better become free spans. */
 	in_use = c->stats.objects - c->stats.free - c->stock;
 	most = in_use / 8 < kinds[class].stock_most ? (unsigned)in_use / 8 : kinds[class].stock_most;
-	while (c->stock > most)
-		give_to_span(c, class, stock_of(c, class)[--c->stock], &dead);
+	lower_stock(c, class, most, &dead);
 	count = most - c->stock < n ? most - c->stock : n;
 	memcpy(stock_of(c, class) + c->stock, objects, count * sizeof(*objects));
 	c->stock = (uint16_t)(c->stock + count);
 	c->stats.stock = c->stock;
-	for (; count < n; count++)
-		give_to_span(c, class, objects[count], &dead);
+	give_to_spans(c, class, objects + count, n - count, &dead);
 	percpu__malloc_unlock(&c->word);
 	bury(dead);
 }
@@ -434,9 +469,7 @@ void percpu__central_trim(void)
 		struct percpu__span *dead = NULL;
 
 		percpu__malloc_lock(&c->word);
-		while (c->stock)
-			give_to_span(c, class, stock_of(c, class)[--c->stock], &dead);
-		c->stats.stock = 0;
+		lower_stock(c, class, 0, &dead);
 		if (c->levels[0] && c->levels[0]->free == c->levels[0]->objects)
 			drop_span(c, c->levels[0], &dead);
 		percpu__malloc_unlock(&c->word);

@@ -88,8 +88,8 @@ static long make_thread(struct worker *w)
 	__asm__ __volatile__("syscall\n\ttestq %%rax, %%rax\n\tjnz 1f\n\txorl %%ebp, %%ebp\n\tcall *%[run]\n\t"
 			     "xorl %%edi, %%edi\n\tmovl %[exit], %%eax\n\tsyscall\n\thlt\n1:"
 			     : "=a"(ret)
-			     : "a"((long)SYS_clone), "D"((long)FLAGS), "S"(top), "d"(&w->tid), "r"(ctid), "r"(tls),
-			       [run] "b"(work), [exit] "i"(SYS_exit)
+			     : "a"((long)SYS_clone), "D"((long)FLAGS), "S"(top), "d"(&w->tid), "r"(ctid),
+			       "r"(tls), [run] "b"(work), [exit] "i"(SYS_exit)
 			     : "rcx", "r11", "memory", "cc");
 	return ret;
 #elif defined __aarch64__
@@ -101,10 +101,11 @@ static long make_thread(struct worker *w)
 	register long x4 __asm__("x4") = (long)&w->tid;
 	register long x19 __asm__("x19") = (long)work;
 
-	__asm__ __volatile__("svc 0\n\tcbnz x0, 1f\n\tmov x29, xzr\n\tblr x19\n\tmov x0, xzr\n\tmov x8, %[exit]\n\tsvc 0\n1:"
-			     : "+r"(x0)
-			     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x19), [exit] "i"(SYS_exit)
-			     : "memory", "cc");
+	__asm__ __volatile__(
+		"svc 0\n\tcbnz x0, 1f\n\tmov x29, xzr\n\tblr x19\n\tmov x0, xzr\n\tmov x8, %[exit]\n\tsvc 0\n1:"
+		: "+r"(x0)
+		: "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x19), [exit] "i"(SYS_exit)
+		: "memory", "cc");
 	return x0;
 #else
 	(void)top;

@@ -6,8 +6,8 @@
  * what is free above percpu__heap_keep and an eighth of what is in use goes, a bounded amount in each call. But programs come
  * back for what they had. So memory that is wanted again within a second raises what is kept by as much, and each second
  * halves that: who needs the same again and again keeps it, and who rests is small. What a program has only just taken for the
- * first time it may have taken for a short while: so does that, and each tenth of a second halves it in which it neither grew
- * nor, just having grown, shrank.
+ * first time it may have taken for a short while: so does that, and a time halves it in which it neither grew nor, just having
+ * grown, shrank: half as long as it took to grow, from a tenth of a second to one.
  *
  * Whole regions go first. Of those that are partly in use only what is mostly free does, since it costs them their huge page.
  *
@@ -23,6 +23,7 @@
 
 #define REGRET_MS 1000U
 #define YOUNG_MS  100U
+#define OLD_MS    1000U
 #define GROWTH    8U /* less than this part is none */
 /* At most so much at once, also if more was freed at once. */
 #define AT_ONCE    ((uint64_t)64 << 20)
@@ -48,8 +49,9 @@ static struct fading {
 	uint64_t bytes;
 	uint32_t at; /* when they were halved last */
 } regret, young;
-static uint32_t refused_at; /* when the kernel refused: memory may be locked */
-static uint32_t hand;       /* of who looks for regions that are partly free */
+static uint32_t pace = YOUNG_MS; /* of what is young: half as long as it took to grow */
+static uint32_t refused_at;      /* when the kernel refused: memory may be locked */
+static uint32_t hand;            /* of who looks for regions that are partly free */
 
 static uint64_t fade(struct fading *f, uint32_t half_life, uint32_t now)
 {
@@ -75,7 +77,10 @@ void percpu__release_fresh(uint32_t released_at, uint64_t bytes)
 
 	growth += bytes;
 	if (growth >= young.bytes / GROWTH) {
-		fade(&young, YOUNG_MS, now);
+		uint32_t half = now - young.at < OLD_MS ? (now - young.at) * GROWTH / 2 : YOUNG_MS;
+
+		pace = half < YOUNG_MS ? YOUNG_MS : half < OLD_MS ? half : OLD_MS;
+		fade(&young, pace, now);
 		add(&young, growth, now);
 		growth = 0;
 	}
@@ -94,7 +99,7 @@ static uint64_t keep(uint32_t now)
 	uint64_t least = __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED);
 
 	/* Who has said how much means it. */
-	return floor_now() + fade(&regret, REGRET_MS, now) + (least == KEEP_USUAL ? fade(&young, YOUNG_MS, now) : 0);
+	return floor_now() + fade(&regret, REGRET_MS, now) + (least == KEEP_USUAL ? fade(&young, pace, now) : 0);
 }
 
 static unsigned count_of(const uint64_t *bits)
@@ -232,7 +237,7 @@ static void note_shrinking(uint64_t freed, uint32_t now)
 {
 	static uint64_t shrunk;
 
-	if (!young.bytes || now - young.at >= YOUNG_MS)
+	if (!young.bytes || now - young.at >= pace)
 		return;
 	shrunk += freed;
 	if (shrunk >= young.bytes / GROWTH) {
