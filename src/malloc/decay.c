@@ -48,7 +48,7 @@ static struct worker {
 } workers[2];
 static bool working; /* under the heap's lock */
 static uint32_t refused_at;
-static long filters;
+static long filters = -1;
 
 static void work(void)
 {
@@ -140,7 +140,8 @@ static long count_filters(void)
 	return count;
 }
 
-void percpu__decay_prepare(void)
+/* Those that the process was started with. */
+__attribute__((constructor)) static void look_at_filters(void)
 {
 	filters = count_filters();
 }

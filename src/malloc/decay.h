@@ -7,8 +7,6 @@
 
 #include <percpu/base.h>
 
-/* Notes which system calls the process was started with. Under the lock of percpu__malloc_start(). */
-PERCPU_HIDDEN void percpu__decay_prepare(void);
 /* Starts the thread that gives back what has decayed, if there may be one and there is none. Under the heap's lock. */
 PERCPU_HIDDEN void percpu__decay_start(void);
 PERCPU_HIDDEN void percpu__decay_after_fork(void);

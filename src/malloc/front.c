@@ -17,7 +17,6 @@
 #include "malloc/lock.h"
 #include "base/sys.h"
 #include "gate/gate.h"
-#include "malloc/decay.h"
 #include "malloc/fast.h"
 #include "malloc/options.h"
 #include "malloc/region.h"
@@ -197,7 +196,6 @@ static bool start(void)
 	/* The loader is still at work. */
 	if (!known)
 		return true;
-	percpu__decay_prepare();
 	percpu_describe(&how);
 	/* Where no thread runs sections, or there is no memory for magazines, or each object is to be checked: spans will do. */
 	if (how.mode != PERCPU_MODE_NONE && !(percpu__malloc_watched & PERCPU__WATCH_CHECK))
