@@ -198,7 +198,8 @@ static const struct {
 	const char *name;
 	int (*run)(void);
 } cases[] = {
-	{ "threads", threads }, { "alone", alone }, { "filtered", filtered }, { "limited", limited }, { "forked", forked },
+	{ "threads", threads }, { "alone", alone },   { "filtered", filtered },
+	{ "limited", limited }, { "forked", forked },
 };
 
 int main(void)
@@ -219,9 +220,9 @@ int main(void)
 		if (children[i] < 0 || waitpid(children[i], &status, 0) != children[i])
 			status = 1;
 		printf("%-8s %s\n", cases[i].name,
-		       !status                                                         ? "ok"
+		       !status                                                       ? "ok"
 		       : WIFEXITED(status) && WEXITSTATUS(status) == SUBJECT_SKIPPED ? "skipped"
-											     : "FAIL");
+										     : "FAIL");
 		bad += status && !(WIFEXITED(status) && WEXITSTATUS(status) == SUBJECT_SKIPPED);
 	}
 	return bad > 0;
