@@ -96,10 +96,13 @@ static uint64_t floor_now(void)
 
 static uint64_t keep(uint32_t now)
 {
-	uint64_t least = __atomic_load_n(&percpu__heap_keep, __ATOMIC_RELAXED);
+	uint64_t more = fade(&regret, REGRET_MS, now), most = percpu__heap_stats.most_used - percpu__heap_stats.used;
 
 	/* Who has said how much means it. */
-	return floor_now() + fade(&regret, REGRET_MS, now) + (least == KEEP_USUAL ? fade(&young, pace, now) : 0);
+	if (percpu__heap_keep == KEEP_USUAL)
+		more += fade(&young, pace, now);
+	/* Never was there more in use than that. */
+	return floor_now() + (more < most ? more : most);
 }
 
 static unsigned count_of(const uint64_t *bits)
