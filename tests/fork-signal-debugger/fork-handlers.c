@@ -2,7 +2,7 @@
 /*
  * fork while signal handlers and other threads use the same data: nobody may wait for somebody who waits for him.
  *
- *   fork-handlers forker|others|alloc|histogram|both MODE
+ *   fork-handlers forker|others|alloc|histogram|both MODE [FORKS]
  *
  * forker: a timer's handler runs operations on the forking thread itself, also between the steps of fork's own handlers.
  * others: the handlers run in other threads, on top of operations that fork waits for (in mode none).
@@ -18,13 +18,14 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define FORKS   1500
-#define SECONDS 30
+#define FORKS   500
+#define SECONDS 30 /* for so many of them */
 
 static uint64_t *word;
 static struct percpu_histogram histogram;
@@ -94,7 +95,7 @@ static void in_child(bool uses_histogram)
 	_exit(0);
 }
 
-static int run(const char *what)
+static int run(const char *what, int count)
 {
 	bool forker = !strcmp(what, "forker"), uses_histogram = !strcmp(what, "histogram");
 	struct itimerval often = { { 0, 100 }, { 0, 100 } }, never = { { 0, 0 }, { 0, 0 } };
@@ -118,7 +119,7 @@ static int run(const char *what)
 			return 1;
 	pthread_sigmask(forker ? SIG_UNBLOCK : SIG_BLOCK, &alarm, NULL);
 	setitimer(ITIMER_REAL, &often, NULL);
-	for (int i = 0; i < FORKS && !status; i++) {
+	for (int i = 0; i < count && !status; i++) {
 		pid_t pid = fork();
 
 		if (pid == 0)
@@ -136,10 +137,11 @@ static int run(const char *what)
 int main(int argc, char **argv)
 {
 	struct percpu_description about;
-	int status = 0;
+	int status = 0, count = argc > 3 ? atoi(argv[3]) : FORKS, seconds;
 	pid_t pid;
 
-	if (argc != 3)
+	seconds = SECONDS * (1 + count / FORKS);
+	if (argc < 3)
 		return 2;
 	percpu_describe(&about);
 	if (strcmp(about.mode_name, argv[2])) {
@@ -149,9 +151,9 @@ int main(int argc, char **argv)
 	pid = fork();
 	if (pid == 0) {
 		setpgid(0, 0);
-		_exit(run(argv[1]));
+		_exit(run(argv[1], count));
 	}
-	for (int tenths = 0; tenths < SECONDS * 10; tenths++) {
+	for (int tenths = 0; tenths < seconds * 10; tenths++) {
 		if (waitpid(pid, &status, WNOHANG) == pid) {
 			if (status)
 				fprintf(stderr, "%s: failed, wait status 0x%x\n", argv[1], (unsigned)status);
@@ -159,7 +161,7 @@ int main(int argc, char **argv)
 		}
 		usleep(100000);
 	}
-	fprintf(stderr, "%s: still not done after %d s: a deadlock\n", argv[1], SECONDS);
+	fprintf(stderr, "%s: still not done after %d s: a deadlock\n", argv[1], seconds);
 	kill(-pid, SIGKILL);
 	waitpid(pid, &status, 0);
 	return 1;

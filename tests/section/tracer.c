@@ -224,10 +224,9 @@ void let_rival(void)
 void tracer_start(enum subject subject)
 {
 	struct sigaction act = { .sa_handler = on_alarm };
-	static cpu_set_t allowed;
 	cpu_set_t one;
 	char path[64];
-	int cpu, which, status;
+	int cpu, status;
 
 	if (!control) {
 		control = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -238,12 +237,8 @@ void tracer_start(enum subject subject)
 	sem_init(&control->go, 1, 0);
 	sem_init(&control->done, 1, 0);
 	sigaction(SIGALRM, &act, NULL);
-	/* One CPU for all, and not always the same one: tests run side by side. */
-	if (!CPU_COUNT(&allowed))
-		sched_getaffinity(0, sizeof allowed, &allowed);
-	which = (int)getpid() % CPU_COUNT(&allowed);
-	for (cpu = 0; !CPU_ISSET((size_t)cpu, &allowed) || which--; cpu++)
-		;
+	/* One CPU for all: that which the kernel has found for this program, beside other tests. */
+	cpu = sched_getcpu();
 	CPU_ZERO(&one);
 	CPU_SET((size_t)cpu, &one);
 	sched_setaffinity(0, sizeof one, &one);

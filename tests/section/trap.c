@@ -2,8 +2,8 @@
 /*
  * Interrupts every section in front of every instruction, and lets somebody else change the same data meanwhile.
  *
- *   trap [DISASSEMBLY]          the sections of sections.c and of the library: none may go wrong
- *   trap-control [DISASSEMBLY]  those of broken.c: each must be found wrong
+ *   trap [--one-way] [DISASSEMBLY]  the sections of sections.c and of the library: none may go wrong
+ *   trap-control [DISASSEMBLY]      those of broken.c: each must be found wrong
  *
  * For each entry and case, a first run finds the sections it goes through, a second steps through each of them with the
  * section disarmed (the kernel aborts a section that is interrupted, so otherwise there would be no second step), which
@@ -14,6 +14,8 @@
  * Wrong is: data that are not exact; a section interrupted inside that did not abort, or behind its commit that did; a
  * section that is not armed when its first instruction runs; an attempt that was aborted and says otherwise.
  * Never reached is: an instruction inside a section, as the disassembler sees it, that no run stood at.
+ *
+ * With --one-way each instruction is interfered with in one way only, the ways taking turns.
  *
  * DISASSEMBLY is the output of `objdump -dw` for this program, where that cannot be run; unused where all instructions
  * have one width.
@@ -62,6 +64,7 @@ static unsigned long points, bad, never;
 static unsigned *wrong_of_entry; /* how often, for each entry */
 static bool **stood_at;          /* for each section, for each of its bytes */
 static bool *passed;             /* for each section */
+static bool one_way;
 
 static bool inside(section *s, uintptr_t ip)
 {
@@ -247,6 +250,8 @@ static void try_place(const struct pass *p, enum place place, unsigned step)
 		/* Later turns of a loop differ from the first by registers that are lost either way. */
 		if (again && how != PLAINLY && how != BY_HANDLER)
 			continue;
+		if (one_way && place == INSIDE && how != (step + p->which) % INTERFERENCES)
+			continue;
 		while (!interrupt(p, place, step, how) && misses < MOST_MISSES)
 			misses++;
 		if (misses == MOST_MISSES) {
@@ -376,7 +381,8 @@ int main(int argc, char **argv)
 	size_t sections = (size_t)(__stop___rseq_cs - __start___rseq_cs);
 	struct pass *p = calloc(1, sizeof *p);
 
-	instructions_from(argc > 1 ? argv[1] : NULL);
+	one_way = argc > 1 && !strcmp(argv[1], "--one-way");
+	instructions_from(argc > 1 + one_way ? argv[1 + one_way] : NULL);
 	wrong_of_entry = calloc(entry_count, sizeof *wrong_of_entry);
 	starts = calloc(sections, sizeof *starts);
 	stood_at = calloc(sections, sizeof *stood_at);
