@@ -50,6 +50,8 @@ void malloc_run_redis(const struct malloc_task *task, struct malloc_report *repo
 const char *malloc_skip_redis(void);
 /* How often a burst is repeated in a round. */
 #define MALLOC_BURSTS 2
+/* Of a cycle of drifting sizes. */
+#define MALLOC_PHASES 8
 
 /* A number in KiB from /proc/PID/@file, 0 if there is none. @pid may be 0 for ourselves. */
 uint64_t malloc_kib(int pid, const char *file, const char *key);

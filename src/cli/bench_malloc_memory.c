@@ -146,9 +146,8 @@ void malloc_run_burst(const struct malloc_task *task, struct malloc_report *repo
  * Always 32 MiB are live, but their sizes drift: twice as large on average in each phase, then back. In a phase four times
  * the live bytes are allocated, and as many freed at random, so one in fifty of what was there stays between the new.
  */
-#define LIVE   (32ULL << 20)
-#define LOW    128U
-#define PHASES 8
+#define LIVE (32ULL << 20)
+#define LOW  128U
 
 static void drift(struct party *party)
 {
@@ -157,9 +156,9 @@ static void drift(struct party *party)
 	size_t count = 0;
 
 	party->blocks = own_memory(target / (LOW / 4) * sizeof(*party->blocks));
-	for (uint64_t phase = 0; phase < party->task->size * PHASES; phase++) {
-		unsigned step = (unsigned)(phase % PHASES);
-		uint32_t mean = LOW << (step <= PHASES / 2 ? step : PHASES - step);
+	for (uint64_t phase = 0; phase < party->task->size; phase++) {
+		unsigned step = (unsigned)(phase % MALLOC_PHASES);
+		uint32_t mean = LOW << (step <= MALLOC_PHASES / 2 ? step : MALLOC_PHASES - step);
 
 		for (uint64_t allocated = 0; allocated < 4 * target; party->operations++) {
 			uint32_t size = malloc_between(malloc_random(&random), mean / 8, 2 * mean - mean / 8);
