@@ -19,41 +19,14 @@
 #include <percpu/stack.h>
 #include <percpu/timed.h>
 
+#include "steps.h"
+
 struct cell {
 	uint64_t word, other;
 	unsigned char bytes[64];
 	uintptr_t list;
 	void *head;
 };
-
-static const char *now;
-static unsigned failed;
-
-__attribute__((noinline)) void step_begin(const char *name)
-{
-	now = name;
-	__asm__ __volatile__("" ::: "memory");
-}
-
-__attribute__((noinline)) void step_end(void)
-{
-	__asm__ __volatile__("" ::: "memory");
-}
-
-static void expect(bool right)
-{
-	if (right)
-		return;
-	fprintf(stderr, "wrong: %s\n", now);
-	failed++;
-}
-
-#define STEP(name, ...)                                                                                                \
-	do {                                                                                                           \
-		step_begin(name);                                                                                      \
-		__VA_ARGS__;                                                                                           \
-		step_end();                                                                                            \
-	} while (0)
 
 static uint64_t sum(uint64_t *word)
 {

@@ -36,7 +36,7 @@ def main():
         gdb.execute("continue", to_string=True)
     code = int(gdb.parse_and_eval("$_exitcode"))
     say("operations %d, most steps %d, exit status %d" % (operations, most, code))
-    return 1 if code or operations < 20 else 0
+    return 1 if code or operations < 15 else 0
 
 
 status = 1
