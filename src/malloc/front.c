@@ -614,7 +614,7 @@ static void empty(struct percpu__magazine *m, unsigned class)
 	__atomic_store_n(&m->refill, 1, __ATOMIC_RELAXED);
 }
 
-/* Those that somebody else has closed are left out. */
+/* With `drain_word` held, as whoever closes a magazine does: nobody else has closed one of these. */
 static void drain(struct percpu__front *front)
 {
 	uint32_t limits[CLASSES + 1];
@@ -624,8 +624,6 @@ static void drain(struct percpu__front *front)
 		limits[i] = __atomic_exchange_n(&front->magazines[i].limits, CLOSED, __ATOMIC_RELAXED);
 	fenced = percpu_fence() == 0;
 	for (unsigned i = 1; i <= CLASSES; i++) {
-		if (limits[i] == CLOSED)
-			continue;
 		if (fenced)
 			empty(&front->magazines[i], i);
 		__atomic_store_n(&front->magazines[i].limits, limits[i], __ATOMIC_RELEASE);
