@@ -313,12 +313,17 @@ int percpu__profile_write(const char *path)
 	return rc;
 }
 
-__attribute__((destructor)) static void at_exit(void)
+void percpu__profile_tell(void)
 {
 	int rc = percpu__malloc_options.profile ? percpu__profile_write(NULL) : 0;
 
 	if (rc)
 		percpu__write_complaint("cannot write the heap profile", percpu__malloc_options.profile_file, rc);
+}
+
+__attribute__((destructor)) static void at_exit(void)
+{
+	percpu__profile_tell();
 }
 
 void percpu__profile_lock(void)

@@ -33,6 +33,8 @@ extern PERCPU_HIDDEN uint64_t percpu__profile_live;
  * Returns 0 or -errno.
  */
 PERCPU_HIDDEN int percpu__profile_write(const char *path);
+/* If the option asks for one; complains where it cannot be written. */
+PERCPU_HIDDEN void percpu__profile_tell(void);
 
 PERCPU_HIDDEN void percpu__profile_lock(void);
 PERCPU_HIDDEN void percpu__profile_unlock(void);

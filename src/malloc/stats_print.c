@@ -14,6 +14,7 @@
 #include "base/sys.h"
 #include "malloc/front.h"
 #include "malloc/options.h"
+#include "malloc/profile.h"
 #include "malloc/session.h"
 #include "malloc/stats.h"
 #include "malloc/writer.h"
@@ -371,6 +372,7 @@ static void on_signal(int number)
 {
 	(void)number;
 	tell(!percpu__malloc_options.json_file || percpu__malloc_options.stats);
+	percpu__profile_tell();
 }
 
 static void take_signal(int number)

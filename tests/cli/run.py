@@ -642,10 +642,11 @@ class Options(Case):
         self.assertEqual(os.stat(self.path("y")).st_mode & 0o777, 0o600)
 
     def test_signal(self):
-        out = self.path("signal.json")
+        out, profile = self.path("signal.json"), self.path("profile")
         with subprocess.Popen([BLOCKS, f"100x{SIZE}", "wait", f"100x{SIZE}"], stdin=subprocess.PIPE,
                               env={**os.environ, "LD_PRELOAD": ALLOCATOR,
-                                   "PERCPU_MALLOC": f"{EXACT},stats-json={out},stats-signal=USR2"}) as process:
+                                   "PERCPU_MALLOC": f"{EXACT},stats-json={out},stats-signal=USR2,"
+                                                    f"profile={profile},profile-interval=1G"}) as process:
             limit = time.monotonic() + LIMIT
             live = 0
             while live != 100 and time.monotonic() < limit:
@@ -658,6 +659,10 @@ class Options(Case):
                 with contextlib.suppress(OSError, ValueError):
                     live = class_of(self.load(out))["live"]
             self.assertEqual(live, 100)
+            # The profile comes behind the statistics.
+            while time.monotonic() < limit and not os.path.exists(profile):
+                time.sleep(0.02)
+            self.assertTrue(os.path.exists(profile))
             process.communicate(b"x", timeout=LIMIT)
             self.assertEqual(process.returncode, 0)
         self.assertEqual(class_of(self.load(out))["live"], 200)
