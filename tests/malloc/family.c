@@ -3,36 +3,19 @@
  * Every function of the malloc family, as glibc documents it: results, errno, alignment, contents, sizes. One thread.
  *
  *   malloc-family [PATTERN]     only the tests whose names match
+ *
+ * What they say about the heap as a whole, and do with it, is in family-heap.c.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <malloc.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 
-#include <cmocka.h>
+#include "family.h"
 
-#include "subject.h"
-
-#define KIB                   ((size_t)1024)
-#define MIB                   (KIB * KIB)
-#define EXHAUSTIVE            (300 * KIB)
-#define LARGEST               (64 * MIB)
-#define ERRNO_MARK            1234 /* no error has this number */
-#define HUGE_SIZE             subject_opaque(PTRDIFF_MAX)
-#define OVER_SIZE             subject_opaque((size_t)PTRDIFF_MAX + 1)
-#define EVERYTHING            subject_opaque(SIZE_MAX)
-#define assert_aligned(p, to) assert_int_equal((uintptr_t)(p) % (to), 0)
-
-/* Leaves the test if the subject has no such function and may lack it. */
-#define need(symbol)                                                                                                   \
-	do {                                                                                                           \
-		if (!subject_has(symbol) && !subject_is_ours())                                                        \
-			skip();                                                                                        \
-		assert_true(subject_has(symbol));                                                                      \
-	} while (0)
+#define EXHAUSTIVE (300 * KIB)
+#define LARGEST    (64 * MIB)
+#define HUGE_SIZE  subject_opaque(PTRDIFF_MAX)
+#define OVER_SIZE  subject_opaque((size_t)PTRDIFF_MAX + 1)
+#define EVERYTHING subject_opaque(SIZE_MAX)
 
 /* Sizes at which an allocator may change its mind: around each eighth of each power of two. */
 static size_t borders[600];
@@ -51,18 +34,6 @@ static void make_borders(void)
 static size_t step(size_t size)
 {
 	return size < 4 * KIB ? 1 : size < 64 * KIB ? 61 : 509;
-}
-
-static void check_object(void *object, size_t size, uint64_t seed)
-{
-	size_t usable = malloc_usable_size(object);
-
-	assert_non_null(object);
-	assert_aligned(object, subject_alignment(size));
-	assert_true(usable >= size);
-	/* All of it is the caller's. */
-	subject_fill(object, usable, seed);
-	assert_int_equal(subject_damage(object, usable, seed, usable), usable);
 }
 
 static void test_sizes(void **state)
@@ -473,171 +444,6 @@ static void test_usable_size(void **state)
 	}
 }
 
-static void test_trim(void **state)
-{
-	static void *objects[2000];
-
-	(void)state;
-	need("malloc_trim");
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++) {
-		objects[i] = malloc(10000);
-		subject_fill(objects[i], 10000, i);
-	}
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i += 2)
-		free(objects[i]);
-	errno = ERRNO_MARK;
-	assert_in_range(malloc_trim(0), 0, 1);
-	assert_in_range(malloc_trim(MIB), 0, 1);
-	for (size_t i = 1; i < SUBJECT_COUNT(objects); i += 2) {
-		assert_int_equal(subject_damage(objects[i], 10000, i, 10000), 10000);
-		free(objects[i]);
-	}
-	assert_in_range(malloc_trim(0), 0, 1);
-	/* What was given back is there again. */
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
-		assert_non_null(objects[i] = calloc(100, 100));
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++) {
-		assert_int_equal(subject_not_zero(objects[i], 10000), 10000);
-		free(objects[i]);
-	}
-}
-
-static size_t in_use(void)
-{
-	struct mallinfo2 info = mallinfo2();
-
-	return info.uordblks + info.hblkhd;
-}
-
-static void test_mallinfo(void **state)
-{
-	static void *objects[1000];
-	size_t before, large;
-	void *object;
-
-	(void)state;
-	need("mallinfo2");
-	before = in_use();
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
-		assert_non_null(objects[i] = malloc(8000));
-	assert_true(in_use() >= before + 7000 * SUBJECT_COUNT(objects));
-	large = in_use();
-	assert_non_null(object = malloc(20 * MIB));
-	assert_true(in_use() >= large + 20 * MIB);
-	free(object);
-	assert_true(in_use() < large + 10 * MIB);
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
-		free(objects[i]);
-	assert_true(in_use() < before + 4 * MIB);
-}
-
-static void test_malloc_info(void **state)
-{
-	char *text = NULL;
-	size_t length = 0;
-	FILE *stream = open_memstream(&text, &length);
-
-	(void)state;
-	assert_non_null(stream);
-	need("malloc_info");
-	assert_int_equal(malloc_info(0, stream), 0);
-	assert_int_equal(fflush(stream), 0);
-	assert_true(length > 16);
-	assert_memory_equal(text, "<malloc", 7);
-	assert_non_null(strstr(text, "</malloc>"));
-	/* There are no options. */
-	assert_int_equal(malloc_info(1, stream), EINVAL);
-	fclose(stream);
-	free(text);
-}
-
-static void test_malloc_stats(void **state)
-{
-	char text[4096];
-	int out[2], saved;
-	ssize_t length;
-
-	(void)state;
-	need("malloc_stats");
-	assert_int_equal(pipe2(out, O_NONBLOCK), 0);
-	saved = dup(STDERR_FILENO);
-	dup2(out[1], STDERR_FILENO);
-	malloc_stats();
-	dup2(saved, STDERR_FILENO);
-	close(saved);
-	length = read(out[0], text, sizeof text);
-	close(out[0]);
-	close(out[1]);
-	assert_true(length > 10);
-	assert_non_null(memchr(text, '\n', (size_t)length));
-}
-
-static void test_mallopt(void **state)
-{
-	static const int parameters[] = { M_MXFAST,     M_TRIM_THRESHOLD,
-					  M_TOP_PAD,    M_MMAP_THRESHOLD,
-					  M_MMAP_MAX,   M_PERTURB,
-					  M_ARENA_TEST, M_ARENA_MAX,
-					  12345,        -12345 };
-
-	(void)state;
-	need("mallopt");
-	for (size_t i = 0; i < SUBJECT_COUNT(parameters); i++) {
-		void *object = malloc(100);
-
-		/* (Zero bytes by M_PERTURB are none.) */
-		assert_in_range(mallopt(parameters[i], parameters[i] == M_PERTURB ? 0 : 65536), 0, 1);
-		check_object(object, 100, 1);
-		free(object);
-	}
-	if (subject_is_ours())
-		assert_int_equal(mallopt(-12345, 1), 0);
-}
-
-/* How many of 64 MiB are kept once they are freed; another program's exit status. */
-static int left_over(int threshold)
-{
-	static void *objects[64];
-
-	if (mallopt(M_TRIM_THRESHOLD, threshold) != 1)
-		return 100;
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++) {
-		objects[i] = malloc(MIB);
-		if (!objects[i])
-			return 101;
-		memset(objects[i], 1, MIB);
-	}
-	/* What has only just been taken is kept for a moment. */
-	usleep(1500000);
-	for (size_t i = 0; i < SUBJECT_COUNT(objects); i++)
-		free(objects[i]);
-	return (int)(mallinfo2().fordblks / MIB);
-}
-
-static int left_over_in_child(const char *threshold)
-{
-	int status = -1;
-	pid_t child = fork();
-
-	if (child == 0) {
-		execl("/proc/self/exe", "malloc-family", "--left-over", threshold, (char *)NULL);
-		_exit(102);
-	}
-	assert_int_equal(waitpid(child, &status, 0), child);
-	assert_true(WIFEXITED(status));
-	return WEXITSTATUS(status);
-}
-
-static void test_trim_threshold(void **state)
-{
-	(void)state;
-	need("mallopt");
-	if (!subject_is_ours())
-		skip();
-	assert_in_range(left_over_in_child("1000000"), 0, 30);
-	assert_in_range(left_over_in_child("-1"), 60, 70);
-}
-
 /* C23's, which few C libraries have yet. */
 static void test_free_sized(void **state)
 {
@@ -671,47 +477,6 @@ static void test_free_sized(void **state)
 		}
 	}
 	assert_int_equal(errno, ERRNO_MARK);
-}
-
-/* Twice and a half what fits: whoever does not give back runs out. */
-static void test_reuse(void **state)
-{
-	static const size_t sizes[] = { 16, 24, 100, 1000, 3000, 20000, 100000, 300000, MIB, 10 * MIB };
-	pid_t child = fork();
-	int status = -1;
-
-	(void)state;
-	assert_true(child >= 0);
-	if (child == 0) {
-		struct rlimit limit = { subject_address_space() + 3000 * MIB, RLIM_INFINITY };
-		static void *objects[4 * KIB];
-
-		alarm(100);
-		for (size_t i = 0; i < SUBJECT_COUNT(sizes); i++) {
-			size_t n = 8 * MIB / sizes[i] < 1 ? 1 : 8 * MIB / sizes[i];
-
-			n = n > SUBJECT_COUNT(objects) ? SUBJECT_COUNT(objects) : n;
-			if (i == 1)
-				setrlimit(RLIMIT_AS, &limit);
-			for (size_t done = 0; done < 7500 * MIB /
-							     (sizes[i] < 4096  ? 64
-							      : sizes[i] < MIB ? 4
-									       : 1);
-			     done += n * sizes[i]) {
-				for (size_t j = 0; j < n; j++) {
-					objects[j] = malloc(sizes[i]);
-					if (!objects[j])
-						_exit((int)i + 1);
-					*(char *)objects[j] = 1;
-				}
-				for (size_t j = 0; j < n; j++)
-					free(objects[j]);
-			}
-		}
-		_exit(0);
-	}
-	assert_int_equal(waitpid(child, &status, 0), child);
-	assert_int_equal(status, 0);
 }
 
 static void test_has_all(void **state)
@@ -775,7 +540,7 @@ int main(int argc, char **argv)
 
 	subject_begin();
 	if (argc == 3 && strcmp(argv[1], "--left-over") == 0)
-		return left_over(atoi(argv[2]));
+		return family_left_over(atoi(argv[2]));
 	make_borders();
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
