@@ -273,7 +273,7 @@ static void shrink_another(struct percpu__front *front, unsigned class, uint64_t
 static unsigned useful_most(unsigned class)
 {
 	unsigned batch = percpu__batch_of(class), few = batch < 16 ? 16 : batch;
-	uint64_t most = 2 * few + percpu__central_in_use(class) / 8;
+	uint64_t most = 2UL * few + percpu__central_in_use(class) / 8;
 
 	return most < OBJECTS_MOST ? (unsigned)most : OBJECTS_MOST;
 }
