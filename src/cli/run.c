@@ -31,8 +31,8 @@ static const char help_text[] =
 	"      --json FILE          write the statistics to FILE as JSON instead; \"-\" is standard output, at the end\n"
 	"      --heap-profile FILE  write a profile of who allocated what is in use to FILE\n"
 	"      --option NAME=VALUE  an option of the allocator, see libpercpu-malloc(7): cache, cache-total, check,\n"
-	"                           count, guard, huge, nodes, profile, profile-interval, random, stats, stats-json,\n"
-	"                           stats-signal, zero\n"
+	"                           count, decay, guard, huge, keep, nodes, profile, profile-interval, random, stats,\n"
+	"                           stats-json, stats-signal, zero\n"
 	"  -h, --help               this text\n"
 	"\n"
 	"Exits as the program does; with 125, 126 or 127 if it was not started, 1 if FILE could not be written.\n";

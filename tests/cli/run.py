@@ -496,8 +496,8 @@ class Broken(Case):
 
 
 class Options(Case):
-    KNOWN = ("cache", "cache-total", "check", "count", "guard", "huge", "nodes", "profile", "profile-interval", "random",
-             "stats", "stats-json", "stats-signal", "zero")
+    KNOWN = ("cache", "cache-total", "check", "count", "decay", "guard", "huge", "keep", "nodes", "profile",
+             "profile-interval", "random", "stats", "stats-json", "stats-signal", "zero")
     WRONG = {
         "colour=blue": "there is no such option; known are " + ", ".join(KNOWN),
         "": None, ",,": None,
@@ -510,7 +510,9 @@ class Options(Case):
         "guard=x": "it must be a number, 0 to 4294967295", "guard=4294967296": "it must be a number, 0 to 4294967295",
         "guard": "it must be a number, 0 to 4294967295", "nodes=0": "it must be a number, 1 to 64",
         "nodes=65": "it must be a number, 1 to 64", "huge=maybe": "it must be never, auto or always",
-        "huge": "it must be never, auto or always", "zero=1": "it takes no value", "zero=": "it takes no value",
+        "huge": "it must be never, auto or always", "decay=2": "it must be never, auto or always",
+        "keep=0": "it must be a size, 1 to 1024G", "keep": "it must be a size, 1 to 1024G",
+        "zero=1": "it takes no value", "zero=": "it takes no value",
         "profile": "it must be the name of a file, of less than 4096 bytes",
         "profile=": "it must be the name of a file, of less than 4096 bytes",
         "profile=" + "x" * 4096: "it must be the name of a file, of less than 4096 bytes",
@@ -522,7 +524,7 @@ class Options(Case):
         "stats-signal=0": "it must be a signal, by number or as USR2, that is not KILL, STOP or for a crash",
     }
     RIGHT = ("cache=64K", "cache=1g", "cache=65536", "cache-total=1M", "check", "count", "guard=0", "guard=1000",
-             "huge=never", "huge=auto", "huge=always", "nodes=1", "random", "zero", "stats-signal=USR2",
+             "huge=never", "huge=auto", "huge=always", "decay=never", "decay=always", "keep=64M", "nodes=1", "random", "zero", "stats-signal=USR2",
              "stats-signal=SIGUSR1", "stats-signal=40", "zero,check,random", "profile-interval=1M,profile=/dev/null")
 
     def test_wrong(self):
