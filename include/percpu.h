@@ -15,6 +15,7 @@
 #include <percpu/malloc.h>
 #include <percpu/perf.h>
 #include <percpu/pool.h>
+#include <percpu/rcu.h>
 #include <percpu/record_ring.h>
 #include <percpu/ref.h>
 #include <percpu/ring.h>

@@ -36,6 +36,16 @@ struct percpu__rseq {
 	uint32_t slice_ctrl;
 };
 
+/*
+ * What <percpu/rcu.h> knows of one thread. `state` is 0 outside of read sections; inside, their depth in its low 16 bits and
+ * above it the number of the grace period that was the last one when it entered.
+ */
+struct percpu__rcu_reader {
+	uint64_t state; /* written by its thread only, but for one bit; read by whoever waits for readers */
+	uint32_t owner; /* the task that has this record; 0: nobody */
+	char apart[116];
+};
+
 /* What sections need to know of the calling thread. Written only by it. */
 struct percpu__thread {
 	/*
@@ -50,6 +60,8 @@ struct percpu__thread {
 	 */
 	uintptr_t c_stack, c_saved[3];
 	uint32_t timed; /* measurements begun (<percpu/timed.h>) */
+	/* Its record, or a stand-in that sends both the begin and the end of a read section out of line. */
+	struct percpu__rcu_reader *rcu;
 };
 extern PERCPU_API __thread struct percpu__thread percpu__thread __attribute__((tls_model("initial-exec")));
 #define percpu__self (percpu__thread.self)

@@ -51,10 +51,12 @@ extern const unsigned int __rseq_size __attribute__((weak));
 
 /* Where new threads point before their first slow path. Its index is set before the first area exists. */
 struct percpu__rseq percpu__newcomer = { .cpu_id_start = ~0U, .node_id = ~0U };
+/* Neither outside of a read section nor in the outermost one: so both its begin and its end go out of line. */
+struct percpu__rcu_reader percpu__rcu_newcomer = { .state = UINT16_MAX }, percpu__rcu_lent = { .state = UINT16_MAX };
 
 /* The attribute counts at the definition too: no call of __tls_get_addr, which may allocate, on any path. */
 __thread struct percpu__thread percpu__thread
-	__attribute__((tls_model("initial-exec"))) = { .self = &percpu__newcomer };
+	__attribute__((tls_model("initial-exec"))) = { .self = &percpu__newcomer, .rcu = &percpu__rcu_newcomer };
 __thread struct percpu__private percpu__private
 	__attribute__((tls_model("initial-exec"))) = { .own = { .cpu_id_start = ~0U, .cpu_id = ~0U } };
 struct percpu__process percpu__process;
@@ -367,6 +369,7 @@ void percpu__thread_force(enum percpu__force force)
 	me->force = (unsigned char)force;
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	percpu__self = force == PERCPU__FORCE_OFF ? percpu__true_area() : &percpu__newcomer;
+	percpu__thread.rcu = &percpu__rcu_newcomer; /* until its next read section */
 }
 
 int percpu__cpu_slow(void)

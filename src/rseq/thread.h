@@ -40,6 +40,8 @@ struct percpu__private {
 	unsigned char state; /* enum percpu__state */
 	unsigned char force; /* enum percpu__force */
 	bool owned;          /* `own` is registered */
+	bool rcu_worker;     /* a thread that runs callbacks of RCU */
+	struct percpu__rcu_reader *rcu; /* the thread's record, wherever percpu__thread.rcu leads */
 };
 
 extern PERCPU_HIDDEN __thread struct percpu__private percpu__private __attribute__((tls_model("initial-exec")));
@@ -49,6 +51,12 @@ extern PERCPU_HIDDEN struct percpu__process percpu__process;
  * its thread-local storage to another task (vfork), or is forced; it acts as one that is not registered.
  */
 extern PERCPU_HIDDEN struct percpu__rseq percpu__newcomer;
+
+/*
+ * Stand-ins for a thread's record of RCU: at first, and where a task may share this thread-local storage with another one
+ * that runs at the same time. Never written.
+ */
+extern PERCPU_HIDDEN struct percpu__rcu_reader percpu__rcu_newcomer, percpu__rcu_lent;
 
 /* Decides the mode, once; cheap afterwards. Async-signal-safe. */
 PERCPU_HIDDEN void percpu__init(void);

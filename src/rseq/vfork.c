@@ -84,11 +84,17 @@ int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
 	for (int i = 0; i < 3; i++)
 		more[i] = va_arg(list, void *);
 	va_end(list);
-	if (lends)
+	if (lends) {
 		area = percpu__lend_thread();
+		/* Who waits for its child lends it its record of RCU too: they never use it at the same time. */
+		if (!(flags & CLONE_VFORK))
+			percpu__thread.rcu = &percpu__rcu_lent;
+	}
 	rc = __clone(fn, stack, flags, arg, more[0], more[1], more[2]);
 	if (lends && (rc < 0 || (flags & CLONE_VFORK)))
 		percpu__self = area;
+	if (lends && rc < 0)
+		percpu__thread.rcu = &percpu__rcu_newcomer;
 	return rc;
 }
 #endif

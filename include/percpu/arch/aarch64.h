@@ -51,6 +51,16 @@
 			: "r"(object));                                                                                \
 		percpu__offset;                                                                                        \
 	})
+/* The same of percpu__remainder. */
+#define PERCPU__REMAINDER_OF(object)                                                                                   \
+	__extension__({                                                                                                \
+		uintptr_t percpu__limit;                                                                               \
+		__asm__("adrp %0, :got:percpu__remainder\n\tldr %0, [%0, :got_lo12:percpu__remainder]\n\t"             \
+			"ldr %w0, [%0]"                                                                                \
+			: "=r"(percpu__limit)                                                                          \
+			: "r"(object));                                                                                \
+		(uint32_t) percpu__limit;                                                                              \
+	})
 /*
  * An open gate must also show what its last holder wrote. The gate word is 0 when open, and 0 is added to the address:
  * an address dependency orders every later access to this copy after the load of the gate, without a barrier. It pairs
@@ -90,16 +100,18 @@
 	"ldr w14, [" area ", %[index]]\n\tadd x14, %[object], x14, lsl #" shift "\n\t"                                 \
 	"add x15, x14, #" at "\n\tldar w15, [x15]\n\tcbz w15, " closed "\n\t"
 
-#define PERCPU__A_ADVANCE(off)        "ldr x15, [%[" off "], x15]\n\tadd x14, x14, x15\n\t" /* x15 is the gate: 0 */
-#define PERCPU__A_NE(val, l)          "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
-#define PERCPU__A_NE_AT(dist, val, l) "ldr x15, [x14, %[" dist "]]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
-#define PERCPU__A_NONZERO(addr, l)    "ldar w15, [%[" addr "]]\n\tcbnz w15, " l "\n\t"
-#define PERCPU__A_LOAD                "ldr x15, [x14]\n\t"
-#define PERCPU__A_SAVE(addr)          "str x15, [%[" addr "]]\n\t"
-#define PERCPU__A_LOAD_OUT(out)       "ldr %[" out "], [x14]\n\t"
-#define PERCPU__A_IS(out, val, l)     "cmp %[" out "], %[" val "]\n\tb.eq " l "\n\t"
-#define PERCPU__A_FOLLOW(out, off)    "ldr x15, [%[" out "], %[" off "]]\n\t"
-#define PERCPU__A_SET(out, imm)       "mov %[" out "], #" imm "\n\t"
+#define PERCPU__A_ADVANCE(off) "ldr x15, [%[" off "], x15]\n\tadd x14, x14, x15\n\t" /* x15 is the gate: 0 */
+/* The same without a gate, and what was added is an output. Its load is an acquire. */
+#define PERCPU__A_ADVANCE_OUT(off, out) "ldar %[" out "], [%[" off "]]\n\tadd x14, x14, %[" out "]\n\t"
+#define PERCPU__A_NE(val, l)            "ldr x15, [x14]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
+#define PERCPU__A_NE_AT(dist, val, l)   "ldr x15, [x14, %[" dist "]]\n\tcmp x15, %[" val "]\n\tb.ne " l "\n\t"
+#define PERCPU__A_NONZERO(addr, l)      "ldar w15, [%[" addr "]]\n\tcbnz w15, " l "\n\t"
+#define PERCPU__A_LOAD                  "ldr x15, [x14]\n\t"
+#define PERCPU__A_SAVE(addr)            "str x15, [%[" addr "]]\n\t"
+#define PERCPU__A_LOAD_OUT(out)         "ldr %[" out "], [x14]\n\t"
+#define PERCPU__A_IS(out, val, l)       "cmp %[" out "], %[" val "]\n\tb.eq " l "\n\t"
+#define PERCPU__A_FOLLOW(out, off)      "ldr x15, [%[" out "], %[" off "]]\n\t"
+#define PERCPU__A_SET(out, imm)         "mov %[" out "], #" imm "\n\t"
 
 /* Whole words and pairs only: 16 bytes a turn, then the rest by its binary digits. Only private bytes are written. */
 #define PERCPU__A_COPY(dst, src, len)                                                                                  \

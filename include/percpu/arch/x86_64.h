@@ -53,6 +53,15 @@
 			: "r"(object));                                                                                \
 		percpu__offset;                                                                                        \
 	})
+/* The same of percpu__remainder. */
+#define PERCPU__REMAINDER_OF(object)                                                                                   \
+	__extension__({                                                                                                \
+		uintptr_t percpu__limit;                                                                               \
+		__asm__("movq percpu__remainder@gotpcrel(%%rip), %0\n\tmovl (%0), %k0"                                 \
+			: "=r"(percpu__limit)                                                                          \
+			: "r"(object));                                                                                \
+		(uint32_t) percpu__limit;                                                                              \
+	})
 /* T0 = object + (index << stride); leave if the gate word of this copy is not 0. Total store order does the rest. */
 #define PERCPU__A_LOCATE(shift, area, closed)                                                                          \
 	"movl (" area ",%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                       \
@@ -87,16 +96,18 @@
 	"movl (" area ",%[index]), %%eax\n\tshlq $" shift ", %%rax\n\taddq %[object], %%rax\n\t"                       \
 	"cmpl $0, " at "(%%rax)\n\tje " closed "\n\t"
 
-#define PERCPU__A_ADVANCE(off)        "addq (%[" off "]), %%rax\n\t"
-#define PERCPU__A_NE(val, l)          "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
-#define PERCPU__A_NE_AT(dist, val, l) "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
-#define PERCPU__A_NONZERO(addr, l)    "cmpl $0, (%[" addr "])\n\tjne " l "\n\t"
-#define PERCPU__A_LOAD                "movq (%%rax), %%rcx\n\t"
-#define PERCPU__A_SAVE(addr)          "movq %%rcx, (%[" addr "])\n\t"
-#define PERCPU__A_LOAD_OUT(out)       "movq (%%rax), %[" out "]\n\t"
-#define PERCPU__A_IS(out, val, l)     "cmpq %[" val "], %[" out "]\n\tje " l "\n\t"
-#define PERCPU__A_FOLLOW(out, off)    "leaq (%[" out "],%[" off "]), %%rcx\n\tmovq (%%rcx), %%rcx\n\t"
-#define PERCPU__A_SET(out, imm)       "movq $" imm ", %[" out "]\n\t"
+#define PERCPU__A_ADVANCE(off) "addq (%[" off "]), %%rax\n\t"
+/* The same, and what was added is an output. Its load is an acquire. */
+#define PERCPU__A_ADVANCE_OUT(off, out) "movq (%[" off "]), %[" out "]\n\taddq %[" out "], %%rax\n\t"
+#define PERCPU__A_NE(val, l)            "cmpq %[" val "], (%%rax)\n\tjne " l "\n\t"
+#define PERCPU__A_NE_AT(dist, val, l)   "cmpq %[" val "], (%%rax,%[" dist "])\n\tjne " l "\n\t"
+#define PERCPU__A_NONZERO(addr, l)      "cmpl $0, (%[" addr "])\n\tjne " l "\n\t"
+#define PERCPU__A_LOAD                  "movq (%%rax), %%rcx\n\t"
+#define PERCPU__A_SAVE(addr)            "movq %%rcx, (%[" addr "])\n\t"
+#define PERCPU__A_LOAD_OUT(out)         "movq (%%rax), %[" out "]\n\t"
+#define PERCPU__A_IS(out, val, l)       "cmpq %[" val "], %[" out "]\n\tje " l "\n\t"
+#define PERCPU__A_FOLLOW(out, off)      "leaq (%[" out "],%[" off "]), %%rcx\n\tmovq (%%rcx), %%rcx\n\t"
+#define PERCPU__A_SET(out, imm)         "movq $" imm ", %[" out "]\n\t"
 
 /* Whole words and vectors only: 16 bytes a turn, then the rest by its binary digits. Only private bytes are written. */
 #define PERCPU__A_COPY(dst, src, len)                                                                                  \
