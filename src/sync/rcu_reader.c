@@ -73,9 +73,10 @@ static bool make_room(uint64_t number)
 	return true;
 }
 
+/* Any task of the system: some share our memory, but are not threads of this process. */
 static bool is_dead(uint32_t task)
 {
-	return task && percpu__sys4(SYS_tgkill, percpu__sys4(SYS_getpid, 0, 0, 0, 0), task, 0, 0) == -ESRCH;
+	return task && percpu__sys4(SYS_tkill, task, 0, 0, 0) == -ESRCH;
 }
 
 /* Under the lock. What a task was inside of when it ended it does not read any more. */
