@@ -113,7 +113,8 @@ extern const struct bench bench_runqueue_pair, bench_runqueue_steal;
 extern const struct bench bench_spinlock_pair, bench_spinlock_remote;
 /* bench_rwlock.c */
 extern const struct bench bench_rwlock_read_pair, bench_rwlock_write_pair, bench_ref_pair, bench_ref_kill;
-extern const struct bench bench_seqdata_read; /* bench_seqdata.c */
+extern const struct bench bench_rcu_read_pair, bench_rcu_synchronize, bench_rcu_call; /* bench_rcu.c */
+extern const struct bench bench_seqdata_read;                                         /* bench_seqdata.c */
 /* bench_timed.c */
 extern const struct bench bench_timed_pair, bench_perf_read;
 /* bench_gate.c */
