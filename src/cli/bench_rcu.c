@@ -233,7 +233,10 @@ static const struct bench_subject read_subjects[] = {
 	  .what = "liburcu's where threads say when they do not read, inlined",
 	  .loop = read_urcu_qsbr,
 	  .skip = SKIP },
-	{ .name = "urcu_mb", .what = "liburcu's with barriers in readers, inlined", .loop = read_urcu_mb, .skip = SKIP },
+	{ .name = "urcu_mb",
+	  .what = "liburcu's with barriers in readers, inlined",
+	  .loop = read_urcu_mb,
+	  .skip = SKIP },
 	{ .name = "pthread_rwlock", .what = "pthread_rwlock_rdlock() and _unlock()", .loop = read_pthread },
 	{ .name = NULL },
 };
