@@ -45,8 +45,7 @@ static struct structure {
 	pthread_mutex_t lock; /* of the list of free ones */
 	struct element *free;
 	struct element elements[ELEMENTS];
-} all = { .lock = PTHREAD_MUTEX_INITIALIZER },
-  some = { .in_domain = true, .lock = PTHREAD_MUTEX_INITIALIZER };
+} all = { .lock = PTHREAD_MUTEX_INITIALIZER }, some = { .in_domain = true, .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static struct percpu_rcu_domain domain;
 static uint32_t stop;
@@ -290,7 +289,7 @@ static void *keep_updating(void *arg)
 		} else {
 			count(&queued);
 			if (s->in_domain ? percpu_rcu_domain_call(&domain, &old->head, on_call)
-			    : how == 3	 ? percpu_rcu_call(&old->head, on_call)
+			    : how == 3   ? percpu_rcu_call(&old->head, on_call)
 					 : percpu_rcu_defer(on_deferred, old))
 				wrong("a callback is refused");
 		}
@@ -440,8 +439,8 @@ int main(int argc, char **argv)
 	if (lying)
 		return expect_failure(seconds);
 	run(seconds);
-	printf("mode %s: reads %lu, updates %lu, callbacks %lu, children %lu, signals %lu, threads %lu\n", about.mode_name,
-	       (unsigned long)reads, (unsigned long)updates, (unsigned long)called, (unsigned long)children,
-	       (unsigned long)signals, (unsigned long)threads_ended);
+	printf("mode %s: reads %lu, updates %lu, callbacks %lu, children %lu, signals %lu, threads %lu\n",
+	       about.mode_name, (unsigned long)reads, (unsigned long)updates, (unsigned long)called,
+	       (unsigned long)children, (unsigned long)signals, (unsigned long)threads_ended);
 	return !reads || !updates || !called || !children;
 }
