@@ -138,8 +138,7 @@ NOINLINE void read_unlock(struct call *c)
 		.name = "rcu_" #name_, .kind = &kind_, .run = name_, .rival = rival_, .indexed = PERCPU__BY_ID         \
 	}
 
-const struct entry entries[] = { ENTRY(read_lock, enter_kind, read_lock),
-				 ENTRY(read_unlock, leave_kind, read_unlock) };
+const struct entry entries[] = { ENTRY(read_lock, enter_kind, read_lock), ENTRY(read_unlock, leave_kind, read_unlock) };
 const unsigned entry_count = sizeof entries / sizeof *entries;
 const bool must_be_wrong = false;
 /* The rest are those of the library's slow path. */
