@@ -173,7 +173,11 @@ PERCPU__INLINE void percpu_rcu_read_unlock(void)
 		percpu__rcu_unlock_slow();
 }
 
-/** percpu_rcu_read_held - whether the calling thread is in a read section (not of a domain). Wait-free, async-signal-safe. */
+/**
+ * percpu_rcu_read_held - whether the calling thread is in a read section (not of a domain), for assertions.
+ *
+ * Of threads for whose bookkeeping there was no memory it says true while any of them is. Wait-free, async-signal-safe.
+ */
 PERCPU_API bool percpu_rcu_read_held(void);
 
 /**

@@ -36,7 +36,7 @@ struct percpu_rcu_domain *percpu__rcu_domain_of(struct percpu__rcu_core *core)
 
 uint64_t percpu__rcu_now_ns(void)
 {
-	struct timespec now;
+	struct timespec now = { 0, 0 };
 
 	percpu__sys4(SYS_clock_gettime, CLOCK_MONOTONIC, (long)&now, 0, 0);
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;

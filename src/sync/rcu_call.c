@@ -62,6 +62,13 @@ static bool is_wanted(const struct percpu__rcu_core *core)
 	return (int64_t)(__atomic_load_n(&core->wanted, __ATOMIC_SEQ_CST) - core->begun) > 0;
 }
 
+static void wake_passers(struct percpu__rcu_core *core)
+{
+	__atomic_fetch_add(&core->pass, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&core->passers, __ATOMIC_SEQ_CST))
+		percpu__futex_wake(&core->pass, INT_MAX, ~0U);
+}
+
 /* Each index's in the order in which they were pushed. */
 static void take_lists(struct percpu__rcu_core *core)
 {
@@ -78,10 +85,13 @@ static void take_lists(struct percpu__rcu_core *core)
 		struct percpu__rcu_shard *shard = shard_of(core, index);
 		struct percpu_rcu_head *head, *list = NULL, *tail;
 
+		/* Nothing is written to copies that nobody uses. */
 		if (!__atomic_load_n(&shard->last, __ATOMIC_RELAXED))
 			continue;
 		__atomic_store_n(&shard->count, 0, __ATOMIC_RELAXED);
 		head = __atomic_exchange_n(&shard->last, NULL, __ATOMIC_ACQUIRE);
+		if (!head)
+			continue;
 		tail = head;
 		while (head) {
 			struct percpu_rcu_head *next = head->next;
@@ -94,6 +104,7 @@ static void take_lists(struct percpu__rcu_core *core)
 		end = &tail->next;
 	}
 	percpu__fork_unlock(&percpu__rcu_lock, &saved);
+	wake_passers(core);
 }
 
 static void run_batch(struct percpu__rcu_core *core)
@@ -110,14 +121,12 @@ static void run_batch(struct percpu__rcu_core *core)
 static void end_pass(struct percpu__rcu_core *core)
 {
 	__atomic_store_n(&core->ended, core->begun, __ATOMIC_SEQ_CST);
-	__atomic_fetch_add(&core->pass, 1, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&core->passers, __ATOMIC_SEQ_CST))
-		percpu__futex_wake(&core->pass, INT_MAX, ~0U);
+	wake_passers(core);
 }
 
 static void sleep_until(struct percpu__rcu_core *core, uint32_t seen, uint64_t ns)
 {
-	struct timespec until;
+	struct timespec until = { 0, 0 };
 
 	percpu__moment_in(ns, &until);
 	percpu__futex_wait_until(&core->kick, seen, ~0U, &until);
@@ -208,8 +217,8 @@ static bool may_wait(const struct percpu__rcu_core *core)
 	return !percpu__private.rcu_worker && (core != &percpu__rcu_core || !percpu__rcu_is_inside());
 }
 
-/* Until the worker has ended that pass. */
-static void wait_for_pass(struct percpu__rcu_core *core, uint64_t pass)
+/* The worker begins that pass without gathering first. */
+static void want_pass(struct percpu__rcu_core *core, uint64_t pass)
 {
 	uint64_t wanted = __atomic_load_n(&core->wanted, __ATOMIC_SEQ_CST);
 
@@ -217,6 +226,12 @@ static void wait_for_pass(struct percpu__rcu_core *core, uint64_t pass)
 	       !__atomic_compare_exchange_n(&core->wanted, &wanted, pass, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		;
 	kick(core);
+}
+
+/* Until the worker has ended that pass. */
+static void wait_for_pass(struct percpu__rcu_core *core, uint64_t pass)
+{
+	want_pass(core, pass);
 	__atomic_fetch_add(&core->passers, 1, __ATOMIC_SEQ_CST);
 	for (;;) {
 		uint32_t seen = __atomic_load_n(&core->pass, __ATOMIC_SEQ_CST);
@@ -228,10 +243,24 @@ static void wait_for_pass(struct percpu__rcu_core *core, uint64_t pass)
 	__atomic_fetch_sub(&core->passers, 1, __ATOMIC_SEQ_CST);
 }
 
-static PERCPU__COLD void hold_back(struct percpu__rcu_core *core, struct percpu__rcu_shard *shard)
+static bool is_full(const struct percpu__rcu_shard *shard)
 {
-	while (__atomic_load_n(&shard->count, __ATOMIC_RELAXED) >= PERCPU_RCU_QUEUE_MAX)
-		wait_for_pass(core, __atomic_load_n(&core->begun, __ATOMIC_SEQ_CST) + 1);
+	return __atomic_load_n(&shard->count, __ATOMIC_SEQ_CST) >= PERCPU_RCU_QUEUE_MAX;
+}
+
+/* Until the worker has taken what is here. */
+static PERCPU__COLD void hold_back(struct percpu__rcu_core *core, const struct percpu__rcu_shard *shard)
+{
+	want_pass(core, __atomic_load_n(&core->begun, __ATOMIC_SEQ_CST) + 1);
+	__atomic_fetch_add(&core->passers, 1, __ATOMIC_SEQ_CST);
+	for (;;) {
+		uint32_t seen = __atomic_load_n(&core->pass, __ATOMIC_SEQ_CST);
+
+		if (!is_full(shard))
+			break;
+		percpu__futex_wait(&core->pass, seen, ~0U);
+	}
+	__atomic_fetch_sub(&core->passers, 1, __ATOMIC_SEQ_CST);
 }
 
 int percpu__rcu_call(struct percpu__rcu_core *core, struct percpu_rcu_head *head,
@@ -248,8 +277,7 @@ int percpu__rcu_call(struct percpu__rcu_core *core, struct percpu_rcu_head *head
 			return rc;
 	}
 	shard = shard_of(core, percpu__usual_index(PERCPU__BY_ID));
-	if (PERCPU__UNLIKELY(__atomic_load_n(&shard->count, __ATOMIC_RELAXED) >= PERCPU_RCU_QUEUE_MAX) &&
-	    may_wait(core))
+	if (PERCPU__UNLIKELY(is_full(shard)) && may_wait(core))
 		hold_back(core, shard);
 	head->call = call;
 	head->next = __atomic_load_n(&shard->last, __ATOMIC_RELAXED);

@@ -29,7 +29,8 @@
 #include "rseq/thread.h"
 #include "sync/rcu.h"
 
-#define SIDE  16U /* from one side to the other, in bytes */
+#define SIDE  16U          /* from one side to the other, in bytes */
+#define PAIR  UINT64_C(32) /* from one pair of sides to the next */
 #define SIDES 128U
 
 static struct percpu_rcu_domain *domains; /* guarded by the lock */
@@ -91,7 +92,7 @@ int percpu__rcu_wait_domain(struct percpu_rcu_domain *domain, enum percpu__rcu_h
 
 	for (;;) {
 		uint64_t left = sum(domain, old + sizeof(uint64_t));
-		struct timespec until;
+		struct timespec until = { 0, 0 };
 		uint32_t nobody = 0;
 
 		if (sum(domain, old) == left)
@@ -152,13 +153,13 @@ void percpu_rcu_domain_destroy(struct percpu_rcu_domain *domain)
 void percpu__rcu_fork_domains(void)
 {
 	for (struct percpu_rcu_domain *domain = domains; domain; domain = domain->next) {
-		uintptr_t side = ((domain->side & ~(uint64_t)SIDE) + 2 * SIDE) % SIDES;
+		uintptr_t side = ((domain->side & ~(uint64_t)SIDE) + PAIR) % SIDES;
 
 		/* Reading a page that no thread has touched costs no memory, writing does. */
 		for (unsigned index = 0; index <= percpu__remainder; index++) {
 			char *copy = (char *)percpu_ptr(domain->words, index) + side;
 
-			for (unsigned i = 0; i < 2 * SIDE; i += sizeof(uint64_t))
+			for (unsigned i = 0; i < PAIR; i += sizeof(uint64_t))
 				if (*(uint64_t *)(void *)(copy + i))
 					*(uint64_t *)(void *)(copy + i) = 0;
 		}

@@ -261,6 +261,8 @@ bool percpu_rcu_read_held(void)
 {
 	const struct percpu__rcu_reader *me = mine(false);
 
+	if (me == &common && percpu__private.rcu != &common && percpu__thread.rcu != &percpu__rcu_lent)
+		return false; /* has never read */
 	return __atomic_load_n(&me->state, __ATOMIC_RELAXED) != 0;
 }
 
@@ -276,7 +278,7 @@ static void wait_long(struct percpu__rcu_reader *reader, uint64_t number, enum p
 
 	for (;;) {
 		uint32_t seen = __atomic_load_n(&left_word, __ATOMIC_SEQ_CST);
-		struct timespec until;
+		struct timespec until = { 0, 0 };
 
 		state = __atomic_load_n(&reader->state, __ATOMIC_ACQUIRE);
 		if (!is_old(state, number))
