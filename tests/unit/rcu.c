@@ -624,6 +624,7 @@ static void test_no_memory(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_no_memory), /* first, while there are few records */
 		cmocka_unit_test(test_arguments),
 		cmocka_unit_test(test_nesting),
 		cmocka_unit_test(test_waiting),
@@ -637,7 +638,6 @@ int main(void)
 		cmocka_unit_test(test_vfork),
 		cmocka_unit_test(test_raw_task),
 		cmocka_unit_test(test_ended_threads),
-		cmocka_unit_test(test_no_memory),
 	};
 
 	if (unit_mode_is_wrong())
