@@ -205,7 +205,7 @@ static PERCPU__COLD int start_worker(struct percpu__rcu_core *core)
 	rc = pthread_create(&thread, NULL, work, core);
 	percpu__restore_signals(&saved);
 	if (!rc)
-		core->thread = thread;
+		core->thread = (unsigned long)thread;
 	none = STARTING;
 	__atomic_compare_exchange_n(&core->worker, &none, rc ? NO_WORKER : RUNNING, 0, __ATOMIC_SEQ_CST,
 				    __ATOMIC_SEQ_CST);

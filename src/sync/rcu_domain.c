@@ -43,6 +43,11 @@ static uint64_t *slow_words(struct percpu_rcu_domain *domain, uintptr_t side)
 	return (uint64_t *)(void *)((char *)percpu_ptr(domain->words, index) + side);
 }
 
+static void leave(struct percpu_rcu_domain *domain, uintptr_t side)
+{
+	__atomic_fetch_add(slow_words(domain, side) + 1, 1, __ATOMIC_SEQ_CST);
+}
+
 uintptr_t percpu__rcu_domain_lock_slow(struct percpu_rcu_domain *domain)
 {
 	uintptr_t side = PERCPU__LEFT_WORD;
@@ -59,13 +64,20 @@ uintptr_t percpu__rcu_domain_lock_slow(struct percpu_rcu_domain *domain)
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		if (__atomic_load_n(&domain->side, __ATOMIC_SEQ_CST) == side)
 			return side;
-		percpu__rcu_domain_unlock_slow(domain, side);
+		leave(domain, side);
 	}
 }
 
 void percpu__rcu_domain_unlock_slow(struct percpu_rcu_domain *domain, uintptr_t token)
 {
-	__atomic_fetch_add(slow_words(domain, token) + 1, 1, __ATOMIC_SEQ_CST);
+	uint64_t *left = (uint64_t *)(void *)((char *)domain->words + token) + 1;
+
+	(void)left;
+	if (percpu__runs_sections())
+		for (int i = 0; i < PERCPU_ABORT_BUDGET; i++)
+			if (PERCPU__TRY(percpu__try_rcu_leave(left, &domain->side)) == PERCPU__DONE)
+				return;
+	leave(domain, token);
 }
 
 static uint64_t sum(const struct percpu_rcu_domain *domain, uintptr_t distance)
