@@ -13,6 +13,7 @@
 #include <percpu/counter.h>
 #include <percpu/histogram.h>
 #include <percpu/malloc.h>
+#include <percpu/mutex.h>
 #include <percpu/perf.h>
 #include <percpu/pool.h>
 #include <percpu/rcu.h>

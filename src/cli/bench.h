@@ -87,6 +87,8 @@ struct bench_cell {
 	double best, median; /* ns per operation and thread */
 	/* What only some benches have; else 0 or empty. */
 	double p9999;          /* of single operations, in ns */
+	double p999;           /* the same of waiting for a lock, or for a wake-up */
+	double unfairness;     /* operations of the thread that did most, divided by those of the one that did least */
 	double resident_ratio; /* resident memory divided by what is live in it */
 	uint64_t peak_kib;     /* the largest resident memory of the process */
 	uint64_t idle_kib;     /* its resident memory after a rest, with everything given back */
@@ -117,6 +119,8 @@ extern const struct bench bench_rcu_read_pair, bench_rcu_synchronize, bench_rcu_
 extern const struct bench bench_seqdata_read;                                         /* bench_seqdata.c */
 /* bench_timed.c */
 extern const struct bench bench_timed_pair, bench_perf_read;
+/* bench_mutex.c */
+extern const struct bench bench_mutex_pair, bench_mutex_50ns, bench_mutex_1us, bench_mutex_crowd;
 /* bench_gate.c */
 extern const struct bench bench_fence, bench_opv;
 

@@ -66,7 +66,7 @@ static void format_ns(char text[32], double ns)
 
 /* Columns that only some benches fill: where none of these was measured, they are not there. */
 struct extras {
-	bool talk, tail, resident, peak, idle;
+	bool talk, tail, p999, unfair, resident, peak, idle;
 };
 
 static struct extras extras_of(const struct bench_results *results)
@@ -78,6 +78,8 @@ static struct extras extras_of(const struct bench_results *results)
 
 		extras.talk = extras.talk || !cell->bench->group;
 		extras.tail = extras.tail || cell->p9999 > 0;
+		extras.p999 = extras.p999 || cell->p999 > 0;
+		extras.unfair = extras.unfair || cell->unfairness > 0;
 		extras.resident = extras.resident || cell->resident_ratio > 0;
 		extras.peak = extras.peak || cell->peak_kib;
 		extras.idle = extras.idle || cell->idle_kib;
@@ -99,7 +101,9 @@ enum {
 	COL_BEST,
 	COL_MEDIAN,
 	COL_RATIO,
+	COL_P999,
 	COL_TAIL,
+	COL_UNFAIR,
 	COL_RESIDENT,
 	COL_PEAK,
 	COL_IDLE,
@@ -121,8 +125,12 @@ static int add_extras(struct libscols_line *line, const struct bench_cell *cell,
 {
 	int rc = 0;
 
+	if (places[COL_P999])
+		rc = set_extra(line, places[COL_P999], "%.0f", cell->p999);
 	if (places[COL_TAIL])
-		rc = set_extra(line, places[COL_TAIL], "%.0f", cell->p9999);
+		rc = rc ? rc : set_extra(line, places[COL_TAIL], "%.0f", cell->p9999);
+	if (places[COL_UNFAIR])
+		rc = rc ? rc : set_extra(line, places[COL_UNFAIR], "%.2f", cell->unfairness);
 	if (places[COL_RESIDENT])
 		rc = rc ? rc : set_extra(line, places[COL_RESIDENT], "%.2f", cell->resident_ratio);
 	if (places[COL_PEAK])
@@ -261,7 +269,9 @@ int bench_write_table(FILE *out, const struct bench_results *results)
 		[COL_BEST] = { "BEST NS", SCOLS_FL_RIGHT },
 		[COL_MEDIAN] = { "MEDIAN NS", SCOLS_FL_RIGHT },
 		[COL_RATIO] = { "x PERCPU", SCOLS_FL_RIGHT },
+		[COL_P999] = { "P99.9 NS", SCOLS_FL_RIGHT },
 		[COL_TAIL] = { "P99.99 NS", SCOLS_FL_RIGHT },
+		[COL_UNFAIR] = { "MAX/MIN", SCOLS_FL_RIGHT },
 		[COL_RESIDENT] = { "RSS/LIVE", SCOLS_FL_RIGHT },
 		[COL_PEAK] = { "PEAK KIB", SCOLS_FL_RIGHT },
 		[COL_IDLE] = { "IDLE KIB", SCOLS_FL_RIGHT },
@@ -272,6 +282,7 @@ int bench_write_table(FILE *out, const struct bench_results *results)
 		[COL_TALK_NS] = extras.talk, [COL_TALK_RATIO] = extras.talk,
 		[COL_THREADS] = true,        [COL_BEST] = true,
 		[COL_MEDIAN] = true,         [COL_RATIO] = true,
+		[COL_P999] = extras.p999,    [COL_UNFAIR] = extras.unfair,
 		[COL_TAIL] = extras.tail,    [COL_RESIDENT] = extras.resident,
 		[COL_PEAK] = extras.peak,    [COL_IDLE] = extras.idle,
 	};
@@ -327,6 +338,10 @@ static int json_extras(json_t *object, const struct bench_cell *cell)
 
 	if (cell->p9999 > 0)
 		rc = json_object_set_new(object, "p9999_ns", json_ns(cell->p9999));
+	if (cell->p999 > 0)
+		rc = rc ? rc : json_object_set_new(object, "p999_ns", json_ns(cell->p999));
+	if (cell->unfairness > 0)
+		rc = rc ? rc : json_object_set_new(object, "max_per_min", json_ns(cell->unfairness));
 	if (cell->resident_ratio > 0)
 		rc = rc ? rc : json_object_set_new(object, "resident_per_live", json_ns(cell->resident_ratio));
 	if (cell->peak_kib)

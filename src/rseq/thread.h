@@ -42,6 +42,8 @@ struct percpu__private {
 	bool owned;          /* `own` is registered */
 	bool rcu_worker;     /* a thread that runs callbacks of RCU */
 	struct percpu__rcu_reader *rcu; /* the thread's record, wherever percpu__thread.rcu leads */
+	unsigned char slice; /* whether time slices may be extended: 0 not known, 1 yes, 2 no */
+	uint16_t slices;     /* locks held now for which that was asked */
 };
 
 extern PERCPU_HIDDEN __thread struct percpu__private percpu__private __attribute__((tls_model("initial-exec")));

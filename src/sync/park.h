@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Waiting, for the objects of this layer: how long a pause is, how many threads can run at once, sleeping on a word that
+ * may be shared between processes until a moment of either clock.
+ */
+#ifndef PERCPU_SRC_PARK_H
+#define PERCPU_SRC_PARK_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <percpu/rseq.h>
+
+#include "base/sys.h"
+
+/* Hints. */
+struct percpu__spinning {
+	uint32_t pauses_per_us; /* from the first use on; 0: not yet */
+	uint32_t cpus;          /* that this process may use, as far as that is known; or 0 */
+};
+
+PERCPU_HIDDEN const struct percpu__spinning *percpu__spinning(void);
+
+/* Returns 0 or -EINVAL. */
+static inline int percpu__check_moment(clockid_t clock, const struct timespec *moment)
+{
+	if ((clock != CLOCK_MONOTONIC && clock != CLOCK_REALTIME) || !moment || moment->tv_nsec < 0 ||
+	    moment->tv_nsec >= 1000000000)
+		return -EINVAL;
+	return 0;
+}
+
+/* Sleeps while *word == value. @moment: NULL for ever. Returns what futex(2) says; a moment before 1970 has come. */
+static inline int percpu__park(uint32_t *word, uint32_t value, bool shared, clockid_t clock,
+			       const struct timespec *moment)
+{
+	int op = FUTEX_WAIT_BITSET | (shared ? 0 : FUTEX_PRIVATE_FLAG) | (clock == CLOCK_REALTIME ? FUTEX_CLOCK_REALTIME : 0);
+
+	if (moment && moment->tv_sec < 0)
+		return -ETIMEDOUT;
+	return (int)percpu__sys6(SYS_futex, (long)word, op, (long)value, (long)moment, 0, (long)FUTEX_BITSET_MATCH_ANY);
+}
+
+/* Returns how many it woke, or an error where the memory is gone by now. */
+static inline int percpu__unpark(uint32_t *word, int how_many, bool shared)
+{
+	return (int)percpu__sys4(SYS_futex, (long)word, FUTEX_WAKE | (shared ? 0 : FUTEX_PRIVATE_FLAG), how_many, 0);
+}
+
+/* Whether the moment has come. */
+static inline bool percpu__is_over(clockid_t clock, const struct timespec *moment)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return now.tv_sec > moment->tv_sec || (now.tv_sec == moment->tv_sec && now.tv_nsec >= moment->tv_nsec);
+}
+
+#endif
