@@ -40,13 +40,14 @@ PERCPU_BEGIN_DECLS
 /** A mutex. Fields belong to the library; src/sync/mutex.c opens with the protocol. */
 struct percpu_mutex {
 	uint32_t word;     /* 0: free. Changed by atomic instructions only */
-	uint16_t spinners; /* threads that spin; a bound, nobody relies on it */
+	uint16_t spinners; /* threads that spin, and in which generation of forks */
 	uint8_t flags;     /* PERCPU_MUTEX_*; constant */
 	uint8_t doubts;    /* how often spinning has lately not helped; a hint */
+	uint32_t skipped;  /* how often nobody was woken as somebody span; owner */
 };
 
 /** An unlocked mutex for the threads of one process; so is memory that is all 0. */
-#define PERCPU_MUTEX_INIT { 0, 0, 0, 0 }
+#define PERCPU_MUTEX_INIT { 0, 0, 0, 0, 0 }
 #define PERCPU__MUTEX_OWNER 0xffffu /* of `word`: 0 if free, else 1 + the CPU or 0x8000 */
 
 /** Flags of percpu_mutex_init(). */

@@ -6,26 +6,33 @@
  *
  *   SLEEPERS   somebody may sleep. Who wakes one clears it, and the one who is woken sets it again when it takes the mutex or
  *              goes back to sleep, as it cannot know whether it was the last. So at most one is on its way at a time.
- *   WANTED     a spinner has waited long. Others who come leave a free mutex to it, but only for a moment (it may have
- *              been preempted), and unlocking wakes nobody: the spinner takes the mutex, or clears this while the mutex
- *              is held, so that the next to unlock sees that. Whoever takes the mutex clears it, too.
+ *   WANTED     a spinner has waited long: others who come leave a free mutex to it, but only for a moment, as it may have
+ *              been preempted. Whoever takes the mutex clears it.
+ *   LEFT       changes when a spinner gives up.
  *   ASKED      the owner has asked for a longer time slice (sync/slice.h); owner.
  *
- * Nothing is written to a mutex after it was released: by then it may have been freed.
+ * While somebody spins, unlocking wakes nobody (but for one time in many, so that sleepers get their turn): few threads
+ * then pass the mutex between them, and the others sleep. `spinners` is not in the word, where it would send the owner to
+ * the slow path at each turn. So who unlocks reads the word, then `spinners`, and releases by compare-and-swap; who gives up
+ * counts itself out, then changes LEFT, or takes the mutex if it is free by now. If the release has succeeded, then either
+ * the count was right, or that spinner finds the mutex free.
  *
- * A spinner that has not waited long leaves no trace in the word: its owner may unlock and lock it again by the fast
+ * A spinner that has not waited long leaves no trace in the word: the owner may unlock and lock it again by the fast
  * path, and keeps the cache line while nobody looks. That, and asking after a while, is what makes short holds cheap.
  *
- * A child of fork inherits WANTED, and the number of spinners, of threads that do not exist there, a mutex between processes
- * those of killed ones. So who falls asleep while it is wanted looks again soon, and clears both. For a spinner that is
- * there all the same that only means that others do not rely on it. Between processes nobody does.
+ * Nothing is written to a mutex after it was released: by then it may have been freed. A child of fork inherits the number
+ * of spinners that do not exist there: so that says in which generation of forks it was counted. Between processes nobody
+ * relies on spinners, which may have been killed, nor are they counted.
  */
 #include <percpu/mutex.h>
 
+#include "gate/gate.h"
 #include "sync/park.h"
 #include "sync/slice.h"
 
 #define OWNER    PERCPU__MUTEX_OWNER
+#define ONE_LEFT 0x00010000U
+#define LEFT     0x00ff0000U
 #define WANTED   0x01000000U
 #define ASKED    0x02000000U
 #define SLEEPERS 0x80000000U
@@ -35,7 +42,7 @@
 #define POLITE 4      /* from then on it is wanted, and looks all the time */
 #define SPIN   10     /* then asleep */
 #define LEAVE  1 / 2  /* to leave a free mutex to who wants it */
-#define STALE_NS 10000000
+#define SKIPS  200    /* not in microseconds: times in a row that nobody is woken because of spinners */
 
 /* Spins that did not help count 2, others -1. From DOUBTS on, only one in PROBE tries. */
 #define DOUBTS 8
@@ -119,37 +126,50 @@ static void learn(struct percpu_mutex *mutex, bool helped)
 		__atomic_store_n(&mutex->doubts, now, __ATOMIC_RELAXED);
 }
 
+/* 0 in other generations' numbers, and where nobody counts. */
+static uint32_t count_spinners(uint16_t spinners)
+{
+	return spinners >> 8 == (percpu__fork_count & 0xff) ? spinners & 0xff : 0;
+}
+
+static bool count_one(struct percpu_mutex *mutex, uint16_t *was, uint32_t now)
+{
+	return __atomic_compare_exchange_n(&mutex->spinners, was, (uint16_t)((percpu__fork_count & 0xff) << 8 | now), 0,
+					   __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
 /*
- * Returns whether it is counted: then there is a CPU for it, as far as can be told. A spinner that has just got the mutex is
- * about to count itself out.
+ * Returns whether it may spin: then there is a CPU for it, as far as can be told. Who was woken may although another spins:
+ * that one does not run if it was here. A spinner that has just got the mutex is about to count itself out.
  */
-static bool join(struct percpu_mutex *mutex)
+static bool join(struct percpu_mutex *mutex, uint32_t keep)
 {
 	const struct percpu__spinning *how = percpu__spinning();
-	uint32_t others = how->cpus > 2 ? how->cpus - 1 : 1; /* the owner's is another one */
+	uint32_t limit = (how->cpus > 2 ? how->cpus - 1 : 1) + (keep ? 1 : 0); /* the owner's is another one */
 	uint32_t turns = how->pauses_per_us * LEAVE;
-	uint16_t count = __atomic_load_n(&mutex->spinners, __ATOMIC_RELAXED);
+	uint16_t was = __atomic_load_n(&mutex->spinners, __ATOMIC_RELAXED);
 
+	if (is_shared(mutex))
+		return true;
 	for (;;) {
-		if (count >= others || count == UINT16_MAX) {
+		uint32_t count = count_spinners(was);
+
+		if (count >= limit || count == 0xff) {
 			if (!turns--)
 				return false;
 			percpu__pause();
-			count = __atomic_load_n(&mutex->spinners, __ATOMIC_RELAXED);
-		} else if (__atomic_compare_exchange_n(&mutex->spinners, &count, (uint16_t)(count + 1), 0,
-						       __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+			was = __atomic_load_n(&mutex->spinners, __ATOMIC_RELAXED);
+		} else if (count_one(mutex, &was, count + 1)) {
 			return true;
 		}
 	}
 }
 
-/* Somebody may have set the count to 0 meanwhile. */
 static void leave(struct percpu_mutex *mutex)
 {
-	uint16_t count = __atomic_load_n(&mutex->spinners, __ATOMIC_RELAXED);
+	uint16_t was = __atomic_load_n(&mutex->spinners, __ATOMIC_RELAXED);
 
-	while (count && !__atomic_compare_exchange_n(&mutex->spinners, &count, (uint16_t)(count - 1), 0, __ATOMIC_RELAXED,
-						     __ATOMIC_RELAXED))
+	while (!is_shared(mutex) && count_spinners(was) && !count_one(mutex, &was, count_spinners(was) - 1))
 		;
 }
 
@@ -158,71 +178,34 @@ static bool spin(struct percpu_mutex *mutex, uint32_t keep)
 {
 	const uint32_t us = percpu__spinning()->pauses_per_us, polite = keep ? 0 : POLITE * us;
 	uint32_t word, spent = 0, gap = 1;
-	bool wants = false;
 
-	for (;;) {
+	do {
 		for (uint32_t i = 0; i < gap; i++)
 			percpu__pause();
 		spent += gap;
 		word = load(mutex);
 		if (!(word & OWNER)) {
-			if (take(mutex, &word, (word & SLEEPERS) | keep))
+			if (take(mutex, &word, (word & SLEEPERS) | keep)) {
+				leave(mutex);
 				return true;
-			continue;
-		}
-		if (owner_was_here(word) || spent >= SPIN * us)
-			break;
-		if (spent < polite) {
+			}
+		} else if (spent < polite) {
 			gap = gap * 2 < us * GAP ? gap * 2 : us * GAP + 1;
 		} else {
 			gap = 1;
-			if (!(word & WANTED) && swap(mutex, &word, word | WANTED, __ATOMIC_RELAXED))
-				wants = true;
+			if (!(word & WANTED))
+				swap(mutex, &word, word | WANTED, __ATOMIC_RELAXED);
 		}
-	}
-	/* While it is held; else nobody might wake anybody. */
-	while (wants && (word & WANTED)) {
+	} while (!owner_was_here(word) && spent < SPIN * us);
+	leave(mutex);
+	for (word = load(mutex);;) {
 		if (!(word & OWNER)) {
 			if (take(mutex, &word, (word & SLEEPERS) | keep))
 				return true;
-		} else if (swap(mutex, &word, word & ~WANTED, __ATOMIC_RELAXED)) {
-			break;
+		} else if (swap(mutex, &word, (word & ~(LEFT | WANTED)) | ((word + ONE_LEFT) & LEFT), __ATOMIC_SEQ_CST)) {
+			return false;
 		}
 	}
-	return false;
-}
-
-/* Whoever set these does not exist, or is of no use. */
-static void forget_spinners(struct percpu_mutex *mutex)
-{
-	__atomic_store_n(&mutex->spinners, 0, __ATOMIC_RELAXED);
-	__atomic_fetch_and(&mutex->word, ~WANTED, __ATOMIC_RELAXED);
-}
-
-/* Whether the moment comes before those spinners are suspect. */
-static bool is_soon(clockid_t clock, const struct timespec *moment)
-{
-	struct timespec before = *moment;
-
-	before.tv_nsec -= STALE_NS;
-	if (before.tv_nsec < 0) {
-		before.tv_nsec += 1000000000;
-		before.tv_sec--;
-	}
-	return percpu__is_over(clock, &before);
-}
-
-/* Sleeps on *@word, which is held and says SLEEPERS, until something has happened. Returns -ETIMEDOUT or another number. */
-static int sleep_on(struct percpu_mutex *mutex, uint32_t word, clockid_t clock, const struct timespec *moment)
-{
-	struct timespec soon;
-
-	if (!(word & WANTED) || (moment && is_soon(clock, moment)))
-		return percpu__park(&mutex->word, word, is_shared(mutex), clock, moment);
-	percpu__moment_in(STALE_NS, &soon);
-	if (percpu__park(&mutex->word, word, is_shared(mutex), CLOCK_MONOTONIC, &soon) == -ETIMEDOUT)
-		forget_spinners(mutex);
-	return 0;
 }
 
 /* Waits until it has it. Returns 0 or -ETIMEDOUT. */
@@ -233,10 +216,9 @@ static int wait_for(struct percpu_mutex *mutex, clockid_t clock, const struct ti
 	for (;;) {
 		if (take_free(mutex, &word, keep))
 			return 0;
-		if (!owner_was_here(word) && is_worth_it(mutex) && join(mutex)) {
+		if (!owner_was_here(word) && is_worth_it(mutex) && join(mutex, keep)) {
 			bool helped = spin(mutex, keep);
 
-			leave(mutex);
 			learn(mutex, helped);
 			if (helped)
 				return 0;
@@ -251,7 +233,7 @@ static int wait_for(struct percpu_mutex *mutex, clockid_t clock, const struct ti
 		}
 		/* From here on it may be the one that was woken for all that sleep. */
 		keep = SLEEPERS;
-		if (sleep_on(mutex, word, clock, moment) == -ETIMEDOUT)
+		if (percpu__park(&mutex->word, word, is_shared(mutex), clock, moment) == -ETIMEDOUT)
 			break;
 		word = load(mutex);
 	}
@@ -295,15 +277,19 @@ int percpu_mutex_timedlock(struct percpu_mutex *mutex, clockid_t clock, const st
 
 void percpu__mutex_unlock_slow(struct percpu_mutex *mutex)
 {
-	bool shared = is_shared(mutex), wakes;
-	uint32_t word = load(mutex), to;
+	bool shared = is_shared(mutex), sleepers, wakes;
+	uint32_t word = __atomic_load_n(&mutex->word, __ATOMIC_ACQUIRE), to;
 
 	do {
-		wakes = (word & SLEEPERS) && (shared || !(word & WANTED));
-		to = word & (WANTED | SLEEPERS);
-		if (wakes)
-			to &= ~SLEEPERS;
-	} while (!swap(mutex, &word, to, __ATOMIC_RELEASE));
+		sleepers = word & SLEEPERS;
+		wakes = sleepers && (mutex->skipped >= SKIPS ||
+				     !count_spinners(__atomic_load_n(&mutex->spinners, __ATOMIC_SEQ_CST)));
+		to = word & WANTED;
+		if (sleepers && !wakes)
+			to |= SLEEPERS;
+		/* While it is ours. */
+		mutex->skipped = to & SLEEPERS ? mutex->skipped + 1 : 0;
+	} while (!__atomic_compare_exchange_n(&mutex->word, &word, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE));
 	if (wakes)
 		percpu__unpark(&mutex->word, 1, shared);
 	if (word & ASKED)
@@ -317,6 +303,7 @@ int percpu_mutex_init(struct percpu_mutex *mutex, unsigned flags)
 	mutex->spinners = 0;
 	mutex->flags = (uint8_t)flags;
 	mutex->doubts = 0;
+	mutex->skipped = 0;
 	__atomic_store_n(&mutex->word, 0, __ATOMIC_RELAXED);
 	return 0;
 }
