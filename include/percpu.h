@@ -11,6 +11,7 @@
 #include <percpu/opv.h>
 #include <percpu/csection.h>
 #include <percpu/counter.h>
+#include <percpu/eventcount.h>
 #include <percpu/histogram.h>
 #include <percpu/malloc.h>
 #include <percpu/mutex.h>
@@ -26,5 +27,6 @@
 #include <percpu/spinlock.h>
 #include <percpu/stack.h>
 #include <percpu/timed.h>
+#include <percpu/waitqueue.h>
 
 #endif

@@ -43,6 +43,7 @@ struct percpu__private {
 	bool rcu_worker;     /* a thread that runs callbacks of RCU */
 	struct percpu__rcu_reader *rcu; /* the thread's record, wherever percpu__thread.rcu leads */
 	unsigned char slice; /* whether time slices may be extended: 0 not known, 1 yes, 2 no */
+	void *robust;        /* the head of the C library's list of robust mutexes; NULL: not known */
 	uint16_t slices;     /* locks held now for which that was asked */
 };
 

@@ -44,10 +44,6 @@
 #define LEAVE  1 / 2  /* to leave a free mutex to who wants it */
 #define SKIPS  200    /* not in microseconds: times in a row that nobody is woken because of spinners */
 
-/* Spins that did not help count 2, others -1. From DOUBTS on, only one in PROBE tries. */
-#define DOUBTS 8
-#define PROBE  16
-
 static bool swap(struct percpu_mutex *mutex, uint32_t *word, uint32_t to, int order)
 {
 	return __atomic_compare_exchange_n(&mutex->word, word, to, 0, order, __ATOMIC_RELAXED);
@@ -101,29 +97,6 @@ static bool owner_was_here(uint32_t word)
 	uint32_t mine = percpu__mutex_mine();
 
 	return (word & OWNER) == mine && mine != 0x8000;
-}
-
-static bool is_worth_it(struct percpu_mutex *mutex)
-{
-	uint8_t doubts = __atomic_load_n(&mutex->doubts, __ATOMIC_RELAXED);
-
-	if (doubts < DOUBTS)
-		return true;
-	__atomic_store_n(&mutex->doubts, (uint8_t)(doubts + 1 < DOUBTS + PROBE ? doubts + 1 : DOUBTS - 1),
-			 __ATOMIC_RELAXED);
-	return false;
-}
-
-static void learn(struct percpu_mutex *mutex, bool helped)
-{
-	uint8_t doubts = __atomic_load_n(&mutex->doubts, __ATOMIC_RELAXED), now = doubts;
-
-	if (!helped)
-		now = (uint8_t)(doubts + 2 < DOUBTS ? doubts + 2 : DOUBTS);
-	else if (doubts)
-		now = (uint8_t)(doubts < DOUBTS ? doubts - 1 : 0);
-	if (now != doubts)
-		__atomic_store_n(&mutex->doubts, now, __ATOMIC_RELAXED);
 }
 
 /* 0 in other generations' numbers, and where nobody counts. */
@@ -216,10 +189,10 @@ static int wait_for(struct percpu_mutex *mutex, clockid_t clock, const struct ti
 	for (;;) {
 		if (take_free(mutex, &word, keep))
 			return 0;
-		if (!owner_was_here(word) && is_worth_it(mutex) && join(mutex, keep)) {
+		if (!owner_was_here(word) && percpu__is_worth_it(&mutex->doubts) && join(mutex, keep)) {
 			bool helped = spin(mutex, keep);
 
-			learn(mutex, helped);
+			percpu__learn(&mutex->doubts, helped);
 			if (helped)
 				return 0;
 			word = load(mutex);

@@ -57,4 +57,46 @@ static inline bool percpu__is_over(clockid_t clock, const struct timespec *momen
 	return now.tv_sec > moment->tv_sec || (now.tv_sec == moment->tv_sec && now.tv_nsec >= moment->tv_nsec);
 }
 
+/* Spins that did not help count 2, others -1. From so many on, only one in PROBE is tried. */
+#define PERCPU__DOUBTS 8
+#define PERCPU__PROBE  16
+
+static inline bool percpu__is_worth_it(uint8_t *doubts)
+{
+	unsigned now = __atomic_load_n(doubts, __ATOMIC_RELAXED);
+
+	if (now < PERCPU__DOUBTS)
+		return true;
+	now = now + 1 < PERCPU__DOUBTS + PERCPU__PROBE ? now + 1 : PERCPU__DOUBTS - 1;
+	__atomic_store_n(doubts, (uint8_t)now, __ATOMIC_RELAXED);
+	return false;
+}
+
+static inline void percpu__learn(uint8_t *doubts, bool helped)
+{
+	unsigned was = __atomic_load_n(doubts, __ATOMIC_RELAXED), now = was;
+
+	if (!helped)
+		now = was + 2 < PERCPU__DOUBTS ? was + 2 : PERCPU__DOUBTS;
+	else if (was)
+		now = was < PERCPU__DOUBTS ? was - 1 : 0;
+	if (now != was)
+		__atomic_store_n(doubts, (uint8_t)now, __ATOMIC_RELAXED);
+}
+
+/* Whether it comes within @ns (less than a second) from now. */
+static inline bool percpu__is_soon(clockid_t clock, const struct timespec *moment, long ns)
+{
+	struct timespec before = *moment;
+
+	if (moment->tv_sec < 1)
+		return true;
+	before.tv_nsec -= ns;
+	if (before.tv_nsec < 0) {
+		before.tv_nsec += 1000000000;
+		before.tv_sec--;
+	}
+	return percpu__is_over(clock, &before);
+}
+
 #endif
