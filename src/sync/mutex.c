@@ -8,14 +8,14 @@
  *              goes back to sleep, as it cannot know whether it was the last. So at most one is on its way at a time.
  *   WANTED     a spinner has waited long: others who come leave a free mutex to it, but only for a moment, as it may have
  *              been preempted. Whoever takes the mutex clears it.
- *   LEFT       changes when a spinner gives up.
+ *   LEFT       a spinner has given up since the mutex was taken: unlocking wakes somebody, whoever spins.
  *   ASKED      the owner has asked for a longer time slice (sync/slice.h); owner.
  *
  * While somebody spins, unlocking wakes nobody (but for one time in many, so that sleepers get their turn): few threads
  * then pass the mutex between them, and the others sleep. `spinners` is not in the word, where it would send the owner to
  * the slow path at each turn. So who unlocks reads the word, then `spinners`, and releases by compare-and-swap; who gives up
- * counts itself out, then changes LEFT, or takes the mutex if it is free by now. If the release has succeeded, then either
- * the count was right, or that spinner finds the mutex free.
+ * counts itself out, then sets LEFT, or takes the mutex if it is free by now. So if a release that relied on a spinner has
+ * succeeded, that spinner will find the mutex free, or taken by somebody who will see LEFT.
  *
  * A spinner that has not waited long leaves no trace in the word: the owner may unlock and lock it again by the fast
  * path, and keeps the cache line while nobody looks. That, and asking after a while, is what makes short holds cheap.
@@ -31,8 +31,7 @@
 #include "sync/slice.h"
 
 #define OWNER    PERCPU__MUTEX_OWNER
-#define ONE_LEFT 0x00010000U
-#define LEFT     0x00ff0000U
+#define LEFT     0x00010000U
 #define WANTED   0x01000000U
 #define ASKED    0x02000000U
 #define SLEEPERS 0x80000000U
@@ -175,7 +174,7 @@ static bool spin(struct percpu_mutex *mutex, uint32_t keep)
 		if (!(word & OWNER)) {
 			if (take(mutex, &word, (word & SLEEPERS) | keep))
 				return true;
-		} else if (swap(mutex, &word, (word & ~(LEFT | WANTED)) | ((word + ONE_LEFT) & LEFT), __ATOMIC_SEQ_CST)) {
+		} else if (swap(mutex, &word, (word & ~WANTED) | LEFT, __ATOMIC_SEQ_CST)) {
 			return false;
 		}
 	}
@@ -255,7 +254,7 @@ void percpu__mutex_unlock_slow(struct percpu_mutex *mutex)
 
 	do {
 		sleepers = word & SLEEPERS;
-		wakes = sleepers && (mutex->skipped >= SKIPS ||
+		wakes = sleepers && ((word & LEFT) || mutex->skipped >= SKIPS ||
 				     !count_spinners(__atomic_load_n(&mutex->spinners, __ATOMIC_SEQ_CST)));
 		to = word & WANTED;
 		if (sleepers && !wakes)
