@@ -121,6 +121,8 @@ extern const struct bench bench_seqdata_read;                                   
 extern const struct bench bench_timed_pair, bench_perf_read;
 /* bench_mutex.c */
 extern const struct bench bench_mutex_pair, bench_mutex_50ns, bench_mutex_1us, bench_mutex_crowd;
+/* bench_wait.c */
+extern const struct bench bench_eventcount_notify, bench_eventcount_turns, bench_eventcount_herd;
 /* bench_gate.c */
 extern const struct bench bench_fence, bench_opv;
 

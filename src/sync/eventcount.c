@@ -11,20 +11,24 @@
 
 #include "sync/park.h"
 
-#define SPIN 5 /* us */
+#define SPIN 10 /* us */
 
 /* Returns whether the epoch has changed. */
 static bool spin(struct percpu_eventcount *event, uint32_t key)
 {
 	const struct percpu__spinning *how = percpu__spinning();
+	uint32_t longer;
 	bool changed = __atomic_load_n(&event->epoch, __ATOMIC_ACQUIRE) != key;
 
 	if (changed)
 		return true;
-	/* No more than the CPUs that others leave, where one of them runs who will notify. */
-	if (__atomic_load_n(&event->waiters, __ATOMIC_RELAXED) >= how->cpus || !percpu__is_worth_it(&event->doubts))
+	/* No more than can run. (One of those that are counted may just have been notified by this very thread.) */
+	if (__atomic_load_n(&event->waiters, __ATOMIC_RELAXED) > how->cpus)
 		return false;
-	for (uint32_t i = 0; i < SPIN * how->pauses_per_us && !changed; i++) {
+	longer = percpu__worth(&event->doubts);
+	if (!longer)
+		return false;
+	for (uint32_t i = 0; i < longer * SPIN * how->pauses_per_us && !changed; i++) {
 		percpu__pause();
 		changed = __atomic_load_n(&event->epoch, __ATOMIC_ACQUIRE) != key;
 	}

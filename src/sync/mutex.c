@@ -188,7 +188,7 @@ static int wait_for(struct percpu_mutex *mutex, clockid_t clock, const struct ti
 	for (;;) {
 		if (take_free(mutex, &word, keep))
 			return 0;
-		if (!owner_was_here(word) && percpu__is_worth_it(&mutex->doubts) && join(mutex, keep)) {
+		if (!owner_was_here(word) && percpu__worth(&mutex->doubts) && join(mutex, keep)) {
 			bool helped = spin(mutex, keep);
 
 			percpu__learn(&mutex->doubts, helped);

@@ -60,16 +60,21 @@ static inline bool percpu__is_over(clockid_t clock, const struct timespec *momen
 /* Spins that did not help count 2, others -1. From so many on, only one in PROBE is tried. */
 #define PERCPU__DOUBTS 8
 #define PERCPU__PROBE  16
+#define PERCPU__LONGER 8
 
-static inline bool percpu__is_worth_it(uint8_t *doubts)
+/*
+ * How long to spin, as a multiple of what is usual: 0, 1, or more for a probe. Two threads that wait for each other by
+ * sleeping find each other's answer late, and so would never learn that spinning helps as soon as both do it.
+ */
+static inline uint32_t percpu__worth(uint8_t *doubts)
 {
 	unsigned now = __atomic_load_n(doubts, __ATOMIC_RELAXED);
 
 	if (now < PERCPU__DOUBTS)
-		return true;
-	now = now + 1 < PERCPU__DOUBTS + PERCPU__PROBE ? now + 1 : PERCPU__DOUBTS - 1;
+		return 1;
+	now = now + 1 < PERCPU__DOUBTS + PERCPU__PROBE ? now + 1 : PERCPU__DOUBTS;
 	__atomic_store_n(doubts, (uint8_t)now, __ATOMIC_RELAXED);
-	return false;
+	return now == PERCPU__DOUBTS ? PERCPU__LONGER : 0;
 }
 
 static inline void percpu__learn(uint8_t *doubts, bool helped)

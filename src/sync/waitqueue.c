@@ -24,7 +24,7 @@
 #define WAKE    4U /* as often as shall be woken */
 #define ALL     (UINT32_MAX / WAKE / 2)
 
-#define SPIN 5 /* us */
+#define SPIN 10 /* us */
 
 /* With bit 0 set, the waiter sleeps. */
 enum { WAITING = 0, SLEEPING = 1, CANCELLING = 2, CANCELLING_ASLEEP = 3, WOKEN = 4, GONE = 6 };
@@ -203,14 +203,18 @@ static uint32_t come_out(struct percpu_waitqueue *queue, struct percpu_waiter *w
 static bool spin(struct percpu_waitqueue *queue, struct percpu_waiter *waiter)
 {
 	const struct percpu__spinning *how = percpu__spinning();
+	uint32_t longer;
 	bool woken = __atomic_load_n(&waiter->state, __ATOMIC_ACQUIRE) == WOKEN;
 
 	if (woken)
 		return true;
 	/* No more than the CPUs that others leave, where one of them runs who will wake. */
-	if (__atomic_load_n(&queue->waiters, __ATOMIC_RELAXED) >= how->cpus || !percpu__is_worth_it(&queue->doubts))
+	if (__atomic_load_n(&queue->waiters, __ATOMIC_RELAXED) >= how->cpus)
 		return false;
-	for (uint32_t i = 0; i < SPIN * how->pauses_per_us && !woken; i++) {
+	longer = percpu__worth(&queue->doubts);
+	if (!longer)
+		return false;
+	for (uint32_t i = 0; i < longer * SPIN * how->pauses_per_us && !woken; i++) {
 		percpu__pause();
 		woken = __atomic_load_n(&waiter->state, __ATOMIC_ACQUIRE) == WOKEN;
 	}

@@ -27,6 +27,13 @@ NAMES = {
     "ring_pointer_pair": {"percpu", "percpu_one_consumer", "percpu_batch", "ck_ring_spsc", "ck_ring_mpsc", "wfcqueue"},
     "c_section_pair": {"percpu", "builtin"},
     "histogram_record": {"percpu", "plain", "getcpu_atomic", "mutex"},
+    "mutex_pair": {"percpu", "pthread_mutex", "pthread_adaptive", "pthread_spin"},
+    "mutex_50ns": {"percpu", "pthread_mutex", "pthread_adaptive", "pthread_spin"},
+    "mutex_1us": {"percpu", "pthread_mutex", "pthread_adaptive", "pthread_spin"},
+    "mutex_crowd": {"percpu", "pthread_mutex", "pthread_adaptive", "pthread_spin"},
+    "eventcount_notify": {"percpu", "percpu_waitqueue", "pthread_cond"},
+    "eventcount_turns": {"percpu", "percpu_waitqueue", "pthread_cond"},
+    "eventcount_herd": {"percpu", "percpu_waitqueue", "pthread_cond"},
     "rwlock_read_pair": {"percpu", "pthread_rwlock", "bravo", "plain_add"},
     "rwlock_write_pair": {"percpu", "pthread_rwlock", "bravo"},
     "ref_pair": {"percpu", "shared_atomic", "thread_atomic", "plain_add"},
@@ -48,6 +55,8 @@ NAMES = {
     "spinlock_remote": {"percpu", "percpu_biased", "percpu_all", "pthread_spin"},
     "slow_path": {"percpu", "percpu_gate", "percpu_remainder", "counter_remainder"},
 }
+# In so many threads, whatever is asked for.
+THREADS = {"mutex_50ns": [2], "mutex_1us": [2], "mutex_crowd": [16], "eventcount_turns": [2], "eventcount_herd": [8]}
 # Only when asked for: not in a run of everything.
 ALLOCATORS = {"percpu", "glibc", "jemalloc", "mimalloc", "gperftools"}
 MALLOC = {
@@ -78,7 +87,7 @@ def check_cells(text, names, threads):
     cells = json.loads(text)
     check(isinstance(cells, list), "the JSON is an array")
     seen = [(c["bench"], c["subject"], c["threads"]) for c in cells]
-    wanted = {(b, s, t) for b in names for s in NAMES[b] for t in threads}
+    wanted = {(b, s, t) for b in names for s in NAMES[b] for t in THREADS.get(b, threads)}
     check(len(seen) == len(set(seen)), "each cell is there once")
     check(set(seen) == wanted, f"all cells: missing {wanted - set(seen)}, too many {set(seen) - wanted}")
     for cell in cells:
@@ -87,7 +96,11 @@ def check_cells(text, names, threads):
             check(isinstance(cell["skipped"], str) and len(cell["skipped"]) > 10, f"the reason in {cell}")
             check(cell["subject"] != "percpu", f"ours is never skipped: {cell}")
         else:
-            check(set(cell) == {"bench", "subject", "threads", "best_ns", "median_ns"}, f"keys of {cell}")
+            keys = {"bench", "subject", "threads", "best_ns", "median_ns"}
+            if cell["bench"] in {"mutex_50ns", "mutex_1us", "mutex_crowd"}:
+                keys |= {"p999_ns", "max_per_min"}
+                check(cell["p999_ns"] > 0 and cell["max_per_min"] >= 1, f"numbers in {cell}")
+            check(set(cell) == keys, f"keys of {cell}")
             check(isinstance(cell["best_ns"], float) and isinstance(cell["median_ns"], float), f"numbers in {cell}")
             check(0 < cell["best_ns"] <= cell["median_ns"] < 1e9, f"times in {cell}")
     return {(c["bench"], c["subject"]): c.get("skipped") for c in cells}

@@ -13,7 +13,6 @@
  *   COUNT_LATE   a waiter counts itself after its look at the tokens
  *   BLIND        who is at it unlocks without a look at what was left to it
  *   NO_ANSWER    who has lost patience returns without waiting to be let go
- *   KEEPS        who cancels keeps a wake-up
  */
 #ifndef WAITERS
 #define WAITERS 2
@@ -133,9 +132,7 @@ proctype waiter(byte me)
 	      come_out(me);
 	      returned[me] = true;
 	      if
-#ifndef KEEPS
 	      :: seen == WOKEN && waiting -> enter(1, false); if :: mine -> serve(me) :: else fi
-#endif
 	      :: else
 	      fi
 	   :: else ->

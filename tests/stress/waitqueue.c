@@ -142,7 +142,8 @@ static void *work(void *arg)
 int main(int argc, char **argv)
 {
 	int seconds = argc > 1 ? atoi(argv[1]) : 4;
-	time_t end = time(NULL) + seconds;
+	time_t begin = time(NULL), end = begin + seconds;
+	unsigned given = 1;
 	uint64_t passed = 0;
 	uint32_t left = 0;
 
@@ -150,11 +151,15 @@ int main(int argc, char **argv)
 	signal(SIGUSR1, on_signal);
 	for (unsigned i = 0; i < WORKERS; i++)
 		workers[i].number = i;
-	tokens[0] = TOKENS;
+	tokens[0] = 1; /* the others later: each mends what another has lost */
 	for (unsigned i = 0; i < WORKERS; i++)
 		if (pthread_create(&workers[i].thread, NULL, work, &workers[i]))
 			return 1;
 	for (unsigned turn = 0; time(NULL) < end; turn++) {
+		if (given < TOKENS && time(NULL) - begin >= seconds / 2) {
+			__atomic_fetch_add(&tokens[given % WORKERS], 1, __ATOMIC_RELEASE);
+			wake(given++ % WORKERS);
+		}
 		__atomic_store_n(&noisy, turn % 4 == 0, __ATOMIC_RELAXED);
 		for (unsigned i = 0; i < 50; i++) {
 			pthread_kill(workers[i % WORKERS].thread, SIGUSR1);
@@ -162,6 +167,10 @@ int main(int argc, char **argv)
 		}
 		/* Quiet: only tokens wake. */
 		usleep(30000);
+	}
+	for (; given < TOKENS; given++) {
+		__atomic_fetch_add(&tokens[given % WORKERS], 1, __ATOMIC_RELEASE);
+		wake(given % WORKERS);
 	}
 	/* Each goes on, without any help. */
 	for (unsigned i = 0; i < WORKERS; i++) {
