@@ -44,7 +44,10 @@ struct percpu_eventcount {
 };
 
 /** One for the threads of one process; so is memory that is all 0. */
-#define PERCPU_EVENTCOUNT_INIT { 0, 0, 0, 0, 0 }
+#define PERCPU_EVENTCOUNT_INIT                                                                                         \
+	{                                                                                                              \
+		0, 0, 0, 0, 0                                                                                          \
+	}
 
 /** Flags of percpu_eventcount_init(). */
 enum {
@@ -90,7 +93,7 @@ PERCPU__INLINE void percpu_eventcount_cancel(struct percpu_eventcount *event)
  * for another clock or nanoseconds out of [0, 999999999]. May block. Not a cancellation point. Async-signal-safe, if
  * somebody else notifies.
  */
-PERCPU_API int percpu_eventcount_wait(struct percpu_eventcount *event, uint32_t key, clockid_t clock,
+PERCPU_API int percpu_eventcount_wait(struct percpu_eventcount *event, uint32_t key, int clock,
 				      const struct timespec *moment);
 
 /**

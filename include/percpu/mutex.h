@@ -16,8 +16,8 @@
  * for a longer time slice while it holds it.
  *
  * A mutex that is locked again by its owner waits for ever, one that is unlocked by a thread that has not locked it is
- * unlocked all the same (both are mistakes). Nothing here is async-signal-safe, but percpu_mutex_trylock(). An unlocked
- * mutex may be freed as soon as nobody else will use it, also by who has unlocked it last.
+ * unlocked all the same (both are mistakes). percpu_mutex_trylock() and percpu_mutex_unlock() are async-signal-safe, what
+ * waits is not. An unlocked mutex may be freed as soon as nobody else will use it, also by who has unlocked it last.
  *
  * PERCPU_MUTEX_SHARED is for memory that several processes map. Robust mutexes (struct percpu_robust_mutex) can be
  * locked by somebody else when their owner has died.
@@ -47,7 +47,10 @@ struct percpu_mutex {
 };
 
 /** An unlocked mutex for the threads of one process; so is memory that is all 0. */
-#define PERCPU_MUTEX_INIT { 0, 0, 0, 0, 0 }
+#define PERCPU_MUTEX_INIT                                                                                              \
+	{                                                                                                              \
+		0, 0, 0, 0, 0                                                                                          \
+	}
 #define PERCPU__MUTEX_OWNER 0xffffu /* of `word`: 0 if free, else 1 + the CPU or 0x8000 */
 
 /** Flags of percpu_mutex_init(). */
@@ -99,16 +102,15 @@ PERCPU__INLINE void percpu_mutex_lock(struct percpu_mutex *mutex)
 {
 	uint32_t none = 0;
 
-	if (PERCPU__UNLIKELY(!__atomic_compare_exchange_n(&mutex->word, &none, percpu__mutex_mine(), 0, __ATOMIC_ACQUIRE,
-							  __ATOMIC_RELAXED)))
+	if (PERCPU__UNLIKELY(!__atomic_compare_exchange_n(&mutex->word, &none, percpu__mutex_mine(), 0,
+							  __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)))
 		percpu__mutex_lock_slow(mutex);
 }
 
 /**
  * percpu_mutex_trylock - lock it if it is free.
  *
- * Returns 0, or -EBUSY if somebody holds it. Lock-free, async-signal-safe (but what it locks must be unlocked by
- * percpu_mutex_unlock(), which is not, unless nobody waits).
+ * Returns 0, or -EBUSY if somebody holds it. Lock-free, async-signal-safe.
  */
 PERCPU__INLINE int percpu_mutex_trylock(struct percpu_mutex *mutex)
 {
@@ -128,7 +130,7 @@ PERCPU__INLINE int percpu_mutex_trylock(struct percpu_mutex *mutex)
  * Returns 0; -ETIMEDOUT; -EINVAL for another clock or nanoseconds out of [0, 999999999], which is looked at only if the
  * mutex is not free. As percpu_mutex_lock() otherwise.
  */
-PERCPU_API int percpu_mutex_timedlock(struct percpu_mutex *mutex, clockid_t clock, const struct timespec *moment);
+PERCPU_API int percpu_mutex_timedlock(struct percpu_mutex *mutex, int clock, const struct timespec *moment);
 
 /**
  * percpu_mutex_unlock - unlock what the calling thread has locked.
@@ -139,7 +141,8 @@ PERCPU__INLINE void percpu_mutex_unlock(struct percpu_mutex *mutex)
 {
 	uint32_t word = __atomic_load_n(&mutex->word, __ATOMIC_RELAXED) & PERCPU__MUTEX_OWNER;
 
-	if (PERCPU__UNLIKELY(!__atomic_compare_exchange_n(&mutex->word, &word, 0, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)))
+	if (PERCPU__UNLIKELY(
+		    !__atomic_compare_exchange_n(&mutex->word, &word, 0, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)))
 		percpu__mutex_unlock_slow(mutex);
 }
 
@@ -167,7 +170,7 @@ PERCPU_API int percpu_robust_mutex_lock(struct percpu_robust_mutex *mutex);
 PERCPU_API int percpu_robust_mutex_trylock(struct percpu_robust_mutex *mutex);
 
 /** percpu_robust_mutex_timedlock - the same until a moment at most: -ETIMEDOUT, -EINVAL as percpu_mutex_timedlock(). */
-PERCPU_API int percpu_robust_mutex_timedlock(struct percpu_robust_mutex *mutex, clockid_t clock,
+PERCPU_API int percpu_robust_mutex_timedlock(struct percpu_robust_mutex *mutex, int clock,
 					     const struct timespec *moment);
 
 /**

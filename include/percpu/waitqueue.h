@@ -51,7 +51,10 @@ struct percpu_waitqueue {
 };
 
 /** An empty queue for the threads of one process; so is memory that is all 0. */
-#define PERCPU_WAITQUEUE_INIT { 0, 0, 0, 0, 0, 0, 0 }
+#define PERCPU_WAITQUEUE_INIT                                                                                          \
+	{                                                                                                              \
+		0, 0, 0, 0, 0, 0, 0                                                                                    \
+	}
 
 /** Flags of percpu_waitqueue_init(). */
 enum {
@@ -91,7 +94,7 @@ PERCPU_API void percpu_waitqueue_add(struct percpu_waitqueue *queue, struct perc
  * Returns 0 (everything that was written before waking is visible), also for nothing; -ETIMEDOUT; -EINVAL for another clock
  * or nanoseconds out of [0, 999999999]. In any case @waiter is out of the queue. May block. Not a cancellation point.
  */
-PERCPU_API int percpu_waitqueue_wait(struct percpu_waitqueue *queue, struct percpu_waiter *waiter, clockid_t clock,
+PERCPU_API int percpu_waitqueue_wait(struct percpu_waitqueue *queue, struct percpu_waiter *waiter, int clock,
 				     const struct timespec *moment);
 
 /**

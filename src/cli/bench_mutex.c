@@ -141,7 +141,8 @@ static unsigned bucket_of(uint64_t value)
 	if (value < 32)
 		return (unsigned)value;
 	shift = 59U - (unsigned)__builtin_clzll(value);
-	return 16 * shift + (unsigned)(value >> shift) < BUCKETS ? 16 * shift + (unsigned)(value >> shift) : BUCKETS - 1;
+	return 16 * shift + (unsigned)(value >> shift) < BUCKETS ? 16 * shift + (unsigned)(value >> shift)
+								 : BUCKETS - 1;
 }
 
 static double bucket_middle(unsigned bucket)
@@ -158,26 +159,26 @@ static inline void spend(uint64_t since, uint64_t time)
 }
 
 /* The loop of each subject, with its own calls inlined. */
-#define CONTEND(NAME, FIELD, LOCK, UNLOCK)                                                       \
-	BENCH_LOOP NAME(struct bench_worker *worker, uint64_t n)                                 \
-	{                                                                                        \
-		struct contender *me = (struct contender *)worker;                               \
-		const uint64_t hold = contest.hold;                                              \
-		uint64_t done = 0;                                                               \
-                                                                                                 \
-		(void)n;                                                                         \
-		while (!__atomic_load_n(&contest.stop, __ATOMIC_RELAXED)) {                      \
-			uint64_t before = ticks(), at;                                           \
-                                                                                                 \
-			LOCK(&locks->FIELD);                                                     \
-			at = ticks();                                                            \
-			*(volatile uint64_t *)&locks->guarded += 1;                              \
-			spend(at, hold);                                                         \
-			UNLOCK(&locks->FIELD);                                                   \
-			me->waits[bucket_of(at - before)]++;                                     \
-			done++;                                                                  \
-		}                                                                                \
-		me->done += done;                                                                \
+#define CONTEND(NAME, FIELD, LOCK, UNLOCK)                                                                             \
+	BENCH_LOOP NAME(struct bench_worker *worker, uint64_t n)                                                       \
+	{                                                                                                              \
+		struct contender *me = (struct contender *)worker;                                                     \
+		const uint64_t hold = contest.hold;                                                                    \
+		uint64_t done = 0;                                                                                     \
+                                                                                                                       \
+		(void)n;                                                                                               \
+		while (!__atomic_load_n(&contest.stop, __ATOMIC_RELAXED)) {                                            \
+			uint64_t before = ticks(), at;                                                                 \
+                                                                                                                       \
+			LOCK(&locks->FIELD);                                                                           \
+			at = ticks();                                                                                  \
+			*(volatile uint64_t *)&locks->guarded += 1;                                                    \
+			spend(at, hold);                                                                               \
+			UNLOCK(&locks->FIELD);                                                                         \
+			me->waits[bucket_of(at - before)]++;                                                           \
+			done++;                                                                                        \
+		}                                                                                                      \
+		me->done += done;                                                                                      \
 	}
 
 CONTEND(contend_percpu, percpu, percpu_mutex_lock, percpu_mutex_unlock)
@@ -228,7 +229,8 @@ static uint64_t all_done(const struct contender *them, unsigned threads)
 /* Returns ns per operation and thread, or 0 if the threads could not be made. */
 static double one_round(struct contender *them, unsigned threads, double round_ns)
 {
-	struct timespec time = { .tv_sec = (time_t)(round_ns / 1e9), .tv_nsec = (long)(round_ns - (double)(time_t)(round_ns / 1e9) * 1e9) };
+	struct timespec time = { .tv_sec = (time_t)(round_ns / 1e9),
+				 .tv_nsec = (long)(round_ns - (double)(time_t)(round_ns / 1e9) * 1e9) };
 	uint64_t before = all_done(them, threads);
 	unsigned made = 0;
 	double start = 0, end = 0;
@@ -263,7 +265,8 @@ static int by_size(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void sum_up(struct bench_cell *cell, double *times, size_t rounds, const struct contender *them, unsigned threads)
+static void sum_up(struct bench_cell *cell, double *times, size_t rounds, const struct contender *them,
+		   unsigned threads)
 {
 	uint64_t most = 0, least = UINT64_MAX, all = all_done(them, threads), seen = 0;
 	unsigned bucket = BUCKETS;
@@ -296,7 +299,8 @@ static int contest_run(const struct bench *bench, unsigned threads, double secon
 		       struct bench_cell *cells, const char **error)
 {
 	size_t subjects = bench_subjects(bench), rounds = 0;
-	double until = now() + seconds * 1e9, least = threads < CROWD ? 1e6 : 8e6, longest = threads < CROWD ? 3e7 : 1.5e8;
+	double until = now() + seconds * 1e9, least = threads < CROWD ? 1e6 : 8e6,
+	       longest = threads < CROWD ? 3e7 : 1.5e8;
 	struct contender *them = aligned_alloc(_Alignof(struct contender), subjects * threads * sizeof *them);
 	double *times = calloc(subjects * MAX_ROUNDS, sizeof *times);
 	int rc = make_locks(1);

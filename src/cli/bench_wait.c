@@ -97,24 +97,24 @@ BENCH_LOOP notify_cond(struct bench_worker *worker, uint64_t n)
 }
 
 /* Waiting for a condition, in each of the ways. */
-#define BY_EVENT(EVENT, CONDITION)                                                                     \
-	while (!(CONDITION)) {                                                                         \
-		uint32_t key = percpu_eventcount_prepare(EVENT);                                       \
-                                                                                                       \
-		if (CONDITION)                                                                         \
-			percpu_eventcount_cancel(EVENT);                                               \
-		else                                                                                   \
-			percpu_eventcount_wait(EVENT, key, CLOCK_MONOTONIC, NULL);                     \
+#define BY_EVENT(EVENT, CONDITION)                                                                                     \
+	while (!(CONDITION)) {                                                                                         \
+		uint32_t key = percpu_eventcount_prepare(EVENT);                                                       \
+                                                                                                                       \
+		if (CONDITION)                                                                                         \
+			percpu_eventcount_cancel(EVENT);                                                               \
+		else                                                                                                   \
+			percpu_eventcount_wait(EVENT, key, CLOCK_MONOTONIC, NULL);                                     \
 	}
-#define BY_QUEUE(QUEUE, CONDITION)                                                                     \
-	while (!(CONDITION)) {                                                                         \
-		struct percpu_waiter waiter;                                                           \
-                                                                                                       \
-		percpu_waitqueue_add(QUEUE, &waiter);                                                  \
-		if (CONDITION)                                                                         \
-			percpu_waitqueue_cancel(QUEUE, &waiter);                                       \
-		else                                                                                   \
-			percpu_waitqueue_wait(QUEUE, &waiter, CLOCK_MONOTONIC, NULL);                  \
+#define BY_QUEUE(QUEUE, CONDITION)                                                                                     \
+	while (!(CONDITION)) {                                                                                         \
+		struct percpu_waiter waiter;                                                                           \
+                                                                                                                       \
+		percpu_waitqueue_add(QUEUE, &waiter);                                                                  \
+		if (CONDITION)                                                                                         \
+			percpu_waitqueue_cancel(QUEUE, &waiter);                                                       \
+		else                                                                                                   \
+			percpu_waitqueue_wait(QUEUE, &waiter, CLOCK_MONOTONIC, NULL);                                  \
 	}
 
 static bool is_turn(const struct bench_worker *worker)

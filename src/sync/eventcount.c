@@ -36,7 +36,7 @@ static bool spin(struct percpu_eventcount *event, uint32_t key)
 	return changed;
 }
 
-int percpu_eventcount_wait(struct percpu_eventcount *event, uint32_t key, clockid_t clock, const struct timespec *moment)
+int percpu_eventcount_wait(struct percpu_eventcount *event, uint32_t key, int clock, const struct timespec *moment)
 {
 	int rc = moment ? percpu__check_moment(clock, moment) : 0;
 

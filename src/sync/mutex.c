@@ -37,11 +37,11 @@
 #define SLEEPERS 0x80000000U
 
 /* In microseconds. Sleeping and being woken costs about as much as the longest spin. */
-#define GAP    1 / 2  /* between two looks, at most: each takes the owner's cache line away */
-#define POLITE 4      /* from then on it is wanted, and looks all the time */
-#define SPIN   10     /* then asleep */
-#define LEAVE  1 / 2  /* to leave a free mutex to who wants it */
-#define SKIPS  200    /* not in microseconds: times in a row that nobody is woken because of spinners */
+#define GAP    1 / 2 /* between two looks, at most: each takes the owner's cache line away */
+#define POLITE 4     /* from then on it is wanted, and looks all the time */
+#define SPIN   10    /* then asleep */
+#define LEAVE  1 / 2 /* to leave a free mutex to who wants it */
+#define SKIPS  200   /* not in microseconds: times in a row that nobody is woken because of spinners */
 
 static bool swap(struct percpu_mutex *mutex, uint32_t *word, uint32_t to, int order)
 {
@@ -181,7 +181,7 @@ static bool spin(struct percpu_mutex *mutex, uint32_t keep)
 }
 
 /* Waits until it has it. Returns 0 or -ETIMEDOUT. */
-static int wait_for(struct percpu_mutex *mutex, clockid_t clock, const struct timespec *moment)
+static int wait_for(struct percpu_mutex *mutex, int clock, const struct timespec *moment)
 {
 	uint32_t keep = 0, word = load(mutex);
 
@@ -235,7 +235,7 @@ int percpu__mutex_trylock_slow(struct percpu_mutex *mutex)
 	return -EBUSY;
 }
 
-int percpu_mutex_timedlock(struct percpu_mutex *mutex, clockid_t clock, const struct timespec *moment)
+int percpu_mutex_timedlock(struct percpu_mutex *mutex, int clock, const struct timespec *moment)
 {
 	if (percpu_mutex_trylock(mutex) == 0)
 		return 0;

@@ -23,7 +23,7 @@ struct percpu__spinning {
 PERCPU_HIDDEN const struct percpu__spinning *percpu__spinning(void);
 
 /* Returns 0 or -EINVAL. */
-static inline int percpu__check_moment(clockid_t clock, const struct timespec *moment)
+static inline int percpu__check_moment(int clock, const struct timespec *moment)
 {
 	if ((clock != CLOCK_MONOTONIC && clock != CLOCK_REALTIME) || !moment || moment->tv_nsec < 0 ||
 	    moment->tv_nsec >= 1000000000)
@@ -32,10 +32,10 @@ static inline int percpu__check_moment(clockid_t clock, const struct timespec *m
 }
 
 /* Sleeps while *word == value. @moment: NULL for ever. Returns what futex(2) says; a moment before 1970 has come. */
-static inline int percpu__park(uint32_t *word, uint32_t value, bool shared, clockid_t clock,
-			       const struct timespec *moment)
+static inline int percpu__park(uint32_t *word, uint32_t value, bool shared, int clock, const struct timespec *moment)
 {
-	int op = FUTEX_WAIT_BITSET | (shared ? 0 : FUTEX_PRIVATE_FLAG) | (clock == CLOCK_REALTIME ? FUTEX_CLOCK_REALTIME : 0);
+	int op = FUTEX_WAIT_BITSET | (shared ? 0 : FUTEX_PRIVATE_FLAG) |
+		 (clock == CLOCK_REALTIME ? FUTEX_CLOCK_REALTIME : 0);
 
 	if (moment && moment->tv_sec < 0)
 		return -ETIMEDOUT;
@@ -49,7 +49,7 @@ static inline int percpu__unpark(uint32_t *word, int how_many, bool shared)
 }
 
 /* Whether the moment has come. */
-static inline bool percpu__is_over(clockid_t clock, const struct timespec *moment)
+static inline bool percpu__is_over(int clock, const struct timespec *moment)
 {
 	struct timespec now;
 
@@ -90,7 +90,7 @@ static inline void percpu__learn(uint8_t *doubts, bool helped)
 }
 
 /* Whether it comes within @ns (less than a second) from now. */
-static inline bool percpu__is_soon(clockid_t clock, const struct timespec *moment, long ns)
+static inline bool percpu__is_soon(int clock, const struct timespec *moment, long ns)
 {
 	struct timespec before = *moment;
 

@@ -22,8 +22,10 @@
 
 enum { WHOLE = 0x726f6231, DAMAGED, LOST }; /* struct percpu_robust_mutex.state */
 
-_Static_assert(offsetof(struct percpu_robust_mutex, next) - offsetof(struct percpu_robust_mutex, words) == 32, "glibc's");
-_Static_assert(offsetof(struct percpu_robust_mutex, next) - offsetof(struct percpu_robust_mutex, previous) == 8, "both's");
+_Static_assert(offsetof(struct percpu_robust_mutex, next) - offsetof(struct percpu_robust_mutex, words) == 32,
+	       "glibc's");
+_Static_assert(offsetof(struct percpu_robust_mutex, next) - offsetof(struct percpu_robust_mutex, previous) == 8,
+	       "both's");
 
 /* What the kernel reads when the thread dies must be in memory in the order of the program. */
 static void in_order(void)
@@ -39,9 +41,8 @@ static struct robust_list_head *own_list(uint32_t *id)
 
 	percpu__thread_start();
 	*id = me->id;
-	if (!me->robust &&
-	    (percpu__sys4(SYS_get_robust_list, 0, (long)&me->robust, (long)&size, 0) ||
-	     size != sizeof(struct robust_list_head)))
+	if (!me->robust && (percpu__sys4(SYS_get_robust_list, 0, (long)&me->robust, (long)&size, 0) ||
+			    size != sizeof(struct robust_list_head)))
 		me->robust = NULL;
 	return me->robust;
 }
@@ -133,7 +134,7 @@ static int spin(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t id, 
 }
 
 /* Sleeps for a while. Returns -ETIMEDOUT if the moment has come. */
-static int sleep_on(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t seen, clockid_t clock,
+static int sleep_on(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t seen, int clock,
 		    const struct timespec *moment)
 {
 	struct timespec soon;
@@ -151,7 +152,7 @@ static int sleep_on(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t 
 	return 0;
 }
 
-static int wait_for(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t id, clockid_t clock,
+static int wait_for(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t id, int clock,
 		    const struct timespec *moment)
 {
 	uint32_t keep = 0, seen;
@@ -183,7 +184,7 @@ static void release(struct percpu_robust_mutex *mutex, uint32_t *word)
 }
 
 /* @waits: else @clock and @moment are not looked at. */
-static int lock(struct percpu_robust_mutex *mutex, bool waits, clockid_t clock, const struct timespec *moment)
+static int lock(struct percpu_robust_mutex *mutex, bool waits, int clock, const struct timespec *moment)
 {
 	struct robust_list_head *list;
 	uint32_t id, seen, *word;
@@ -198,8 +199,7 @@ static int lock(struct percpu_robust_mutex *mutex, bool waits, clockid_t clock, 
 	announce(list, mutex);
 	rc = take(mutex, word, id, 0, &seen);
 	if (rc == -EBUSY && waits)
-		rc = moment && percpu__check_moment(clock, moment) ? -EINVAL :
-								     wait_for(mutex, word, id, clock, moment);
+		rc = moment && percpu__check_moment(clock, moment) ? -EINVAL : wait_for(mutex, word, id, clock, moment);
 	if (rc == 0 || rc == -EOWNERDEAD) {
 		if (mutex->state == LOST) {
 			release(mutex, word);
@@ -222,7 +222,7 @@ int percpu_robust_mutex_trylock(struct percpu_robust_mutex *mutex)
 	return lock(mutex, false, CLOCK_MONOTONIC, NULL);
 }
 
-int percpu_robust_mutex_timedlock(struct percpu_robust_mutex *mutex, clockid_t clock, const struct timespec *moment)
+int percpu_robust_mutex_timedlock(struct percpu_robust_mutex *mutex, int clock, const struct timespec *moment)
 {
 	return moment ? lock(mutex, true, clock, moment) : -EINVAL;
 }

@@ -9,12 +9,12 @@
 #include "base/sys.h"
 
 /* Not in every libc's headers. */
-#define PRCTL_RSEQ_SLICE       79
-#define PRCTL_RSEQ_SLICE_SET   2
-#define RSEQ_SLICE_ENABLE      1
-#define SYSCALL_SLICE_YIELD    471
-#define REQUEST                0 /* bytes of slice_ctrl */
-#define GRANTED                1
+#define PRCTL_RSEQ_SLICE     79
+#define PRCTL_RSEQ_SLICE_SET 2
+#define RSEQ_SLICE_ENABLE    1
+#define SYSCALL_SLICE_YIELD  471
+#define REQUEST              0 /* bytes of slice_ctrl */
+#define GRANTED              1
 
 enum { UNKNOWN, YES, NO };
 
@@ -31,7 +31,9 @@ bool percpu__slice_begin(void)
 	if (me->state != PERCPU__REGISTERED)
 		return false;
 	if (me->slice == UNKNOWN)
-		me->slice = percpu__sys6(SYS_prctl, PRCTL_RSEQ_SLICE, PRCTL_RSEQ_SLICE_SET, RSEQ_SLICE_ENABLE, 0, 0, 0) ? NO : YES;
+		me->slice = percpu__sys6(SYS_prctl, PRCTL_RSEQ_SLICE, PRCTL_RSEQ_SLICE_SET, RSEQ_SLICE_ENABLE, 0, 0, 0)
+				    ? NO
+				    : YES;
 	if (me->slice == NO || me->slices == UINT16_MAX)
 		return false;
 	if (me->slices++ == 0)

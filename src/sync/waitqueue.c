@@ -161,7 +161,8 @@ void percpu_waitqueue_add(struct percpu_waitqueue *queue, struct percpu_waiter *
 	waiter->state = WAITING;
 	__atomic_fetch_add(&queue->waiters, 1, __ATOMIC_SEQ_CST);
 	waiter->next = __atomic_load_n(&queue->added, __ATOMIC_RELAXED);
-	while (!__atomic_compare_exchange_n(&queue->added, &waiter->next, distance, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+	while (!__atomic_compare_exchange_n(&queue->added, &waiter->next, distance, 0, __ATOMIC_SEQ_CST,
+					    __ATOMIC_RELAXED))
 		;
 	/* Pairs with waking. Without it the condition might be read before the waiter is there to be seen. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -180,7 +181,8 @@ static uint32_t come_out(struct percpu_waitqueue *queue, struct percpu_waiter *w
 	uint32_t turns = percpu__spinning()->pauses_per_us;
 
 	while (!(state & WOKEN))
-		if (__atomic_compare_exchange_n(&waiter->state, &state, CANCELLING, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+		if (__atomic_compare_exchange_n(&waiter->state, &state, CANCELLING, 0, __ATOMIC_ACQ_REL,
+						__ATOMIC_ACQUIRE)) {
 			if (enter(queue, 0, CANCELS))
 				serve(queue);
 			break;
@@ -222,7 +224,7 @@ static bool spin(struct percpu_waitqueue *queue, struct percpu_waiter *waiter)
 	return woken;
 }
 
-int percpu_waitqueue_wait(struct percpu_waitqueue *queue, struct percpu_waiter *waiter, clockid_t clock,
+int percpu_waitqueue_wait(struct percpu_waitqueue *queue, struct percpu_waiter *waiter, int clock,
 			  const struct timespec *moment)
 {
 	int rc = moment ? percpu__check_moment(clock, moment) : 0;
@@ -232,8 +234,8 @@ int percpu_waitqueue_wait(struct percpu_waitqueue *queue, struct percpu_waiter *
 		percpu_waitqueue_cancel(queue, waiter);
 		return rc;
 	}
-	if (spin(queue, waiter) || !__atomic_compare_exchange_n(&waiter->state, &state, SLEEPING, 0, __ATOMIC_ACQUIRE,
-								__ATOMIC_ACQUIRE))
+	if (spin(queue, waiter) ||
+	    !__atomic_compare_exchange_n(&waiter->state, &state, SLEEPING, 0, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE))
 		return 0;
 	while (__atomic_load_n(&waiter->state, __ATOMIC_ACQUIRE) == SLEEPING)
 		if (percpu__park(&waiter->state, SLEEPING, is_shared(queue), clock, moment) == -ETIMEDOUT)

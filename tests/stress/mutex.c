@@ -29,7 +29,7 @@
 static struct {
 	struct percpu_mutex mutex;
 	uint64_t count, twice;
-} *guarded;
+} * guarded;
 static uint32_t stop, calm, wrong;
 
 static struct worker {
@@ -218,14 +218,15 @@ static int storm(time_t end)
 		expected += workers[i].added;
 	printf("additions %llu, found %llu, forks %u, wrong %u\n", (unsigned long long)expected,
 	       (unsigned long long)guarded->count, forks, wrong);
-	return expected != guarded->count || expected != guarded->twice || wrong || percpu_mutex_trylock(&guarded->mutex);
+	return expected != guarded->count || expected != guarded->twice || wrong ||
+	       percpu_mutex_trylock(&guarded->mutex);
 }
 
 static struct {
 	struct percpu_robust_mutex mutex;
 	uint64_t count, twice;
 	uint64_t mended, wrong, done[PROCESSES];
-} *shared;
+} * shared;
 
 static void add_for_ever(unsigned number, uint64_t random)
 {
@@ -237,9 +238,9 @@ static void add_for_ever(unsigned number, uint64_t random)
 
 			clock_gettime(CLOCK_MONOTONIC, &moment);
 			moment.tv_sec += (time_t)(next_random(&random) % 4);
-			rc = random % 8 == 0 ? percpu_robust_mutex_trylock(&shared->mutex) :
-			     random % 8 == 1 ? percpu_robust_mutex_timedlock(&shared->mutex, CLOCK_MONOTONIC, &moment) :
-					       percpu_robust_mutex_lock(&shared->mutex);
+			rc = random % 8 == 0   ? percpu_robust_mutex_trylock(&shared->mutex)
+			     : random % 8 == 1 ? percpu_robust_mutex_timedlock(&shared->mutex, CLOCK_MONOTONIC, &moment)
+					       : percpu_robust_mutex_lock(&shared->mutex);
 		} while (rc == -EBUSY || rc == -ETIMEDOUT);
 		if (rc == -EOWNERDEAD) {
 			if (shared->count - shared->twice > 1)
@@ -296,7 +297,8 @@ static int kill_owners(time_t end)
 	/* Nobody is killed any more: all go on. */
 	for (unsigned i = 0; i < PROCESSES; i++) {
 		before = __atomic_load_n(&shared->done[i], __ATOMIC_RELAXED);
-		for (int turn = 0; turn < 20000 && __atomic_load_n(&shared->done[i], __ATOMIC_RELAXED) == before; turn++)
+		for (int turn = 0; turn < 20000 && __atomic_load_n(&shared->done[i], __ATOMIC_RELAXED) == before;
+		     turn++)
 			usleep(1000);
 		if (shared->done[i] == before)
 			shared->wrong++;

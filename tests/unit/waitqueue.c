@@ -36,8 +36,10 @@ static void arguments(void **state)
 	percpu_waitqueue_add(&queue, &me);
 	assert_int_equal(percpu_waitqueue_wait(&queue, &me, CLOCK_REALTIME, &past), -ETIMEDOUT);
 	assert_int_equal(queue.waiters | queue.control, 0);
-	assert_int_equal(percpu_eventcount_wait(&event, percpu_eventcount_prepare(&event), CLOCK_MONOTONIC, &bad), -EINVAL);
-	assert_int_equal(percpu_eventcount_wait(&event, percpu_eventcount_prepare(&event), CLOCK_BOOTTIME, &past), -EINVAL);
+	assert_int_equal(percpu_eventcount_wait(&event, percpu_eventcount_prepare(&event), CLOCK_MONOTONIC, &bad),
+			 -EINVAL);
+	assert_int_equal(percpu_eventcount_wait(&event, percpu_eventcount_prepare(&event), CLOCK_BOOTTIME, &past),
+			 -EINVAL);
 	assert_int_equal(percpu_eventcount_wait(&event, percpu_eventcount_prepare(&event), CLOCK_REALTIME, &past),
 			 -ETIMEDOUT);
 	assert_int_equal(event.waiters | event.sleepers | event.epoch, 0);
@@ -149,9 +151,8 @@ static void timeouts(void **state)
 		percpu_waitqueue_add(&queue, &me);
 		assert_int_equal(percpu_waitqueue_wait(&queue, &me, clocks[i], &moment), -ETIMEDOUT);
 		memset(&me, 0x55, sizeof me); /* nobody looks at it any more */
-		assert_int_equal(
-			percpu_eventcount_wait(&event, percpu_eventcount_prepare(&event), clocks[i], &moment),
-			-ETIMEDOUT);
+		assert_int_equal(percpu_eventcount_wait(&event, percpu_eventcount_prepare(&event), clocks[i], &moment),
+				 -ETIMEDOUT);
 		clock_gettime(clocks[i], &now);
 		assert_true(now.tv_sec > moment.tv_sec ||
 			    (now.tv_sec == moment.tv_sec && now.tv_nsec >= moment.tv_nsec));
@@ -234,7 +235,8 @@ static void handlers_wake(void **state)
 	assert_int_equal(percpu_waitqueue_wait(&world.queue, &me, CLOCK_MONOTONIC, NULL), 0);
 	timer_settime(timer, 0, &soon, NULL);
 	assert_int_equal(
-		percpu_eventcount_wait(&world.event, percpu_eventcount_prepare(&world.event), CLOCK_MONOTONIC, NULL), 0);
+		percpu_eventcount_wait(&world.event, percpu_eventcount_prepare(&world.event), CLOCK_MONOTONIC, NULL),
+		0);
 	timer_delete(timer);
 	signal(SIGUSR1, SIG_DFL);
 }
@@ -330,10 +332,14 @@ static void fork_empties(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(arguments),   cmocka_unit_test(in_order),
-		cmocka_unit_test(threads_in_order), cmocka_unit_test(timeouts),
-		cmocka_unit_test(a_notification_in_between), cmocka_unit_test(one_or_all),
-		cmocka_unit_test(handlers_wake), cmocka_unit_test(two_processes),
+		cmocka_unit_test(arguments),
+		cmocka_unit_test(in_order),
+		cmocka_unit_test(threads_in_order),
+		cmocka_unit_test(timeouts),
+		cmocka_unit_test(a_notification_in_between),
+		cmocka_unit_test(one_or_all),
+		cmocka_unit_test(handlers_wake),
+		cmocka_unit_test(two_processes),
 		cmocka_unit_test(fork_empties),
 	};
 
