@@ -60,15 +60,24 @@ static bool has_one(unsigned number)
 	return __atomic_load_n(&tokens[number], __ATOMIC_ACQUIRE) || __atomic_load_n(&stop, __ATOMIC_RELAXED);
 }
 
-static void wait_in(struct percpu_waitqueue *in, struct worker *me, const struct timespec *moment)
+/* Between a look at the token and the wait something may come. */
+static void dawdle(uint64_t random)
+{
+	if ((random >> 42) % 16 == 0)
+		sched_yield();
+}
+
+static void wait_in(struct percpu_waitqueue *in, struct worker *me, uint64_t random, const struct timespec *moment)
 {
 	static const struct percpu_waiter unused = { -1, -1, 0x55555555, 0x55555555 };
 
 	percpu_waitqueue_add(in, &me->waiter);
-	if (has_one(me->number))
+	if (has_one(me->number)) {
 		percpu_waitqueue_cancel(in, &me->waiter);
-	else
+	} else {
+		dawdle(random);
 		percpu_waitqueue_wait(in, &me->waiter, CLOCK_MONOTONIC, moment);
+	}
 	me->waiter = unused;
 	if (__atomic_load_n(&me->waiter.state, __ATOMIC_RELAXED) % 64 == 0)
 		sched_yield();
@@ -91,19 +100,21 @@ static void wait_once(struct worker *me, uint64_t random)
 	}
 	switch (random >> 40 & 3) {
 	case 0:
-		wait_in(&places[me->number], me, timed ? &moment : NULL);
+		wait_in(&places[me->number], me, random, timed ? &moment : NULL);
 		break;
 	case 1: {
 		uint32_t key = percpu_eventcount_prepare(&event);
 
-		if (has_one(me->number))
+		if (has_one(me->number)) {
 			percpu_eventcount_cancel(&event);
-		else
+		} else {
+			dawdle(random);
 			percpu_eventcount_wait(&event, key, CLOCK_MONOTONIC, timed ? &moment : NULL);
+		}
 		break;
 	}
 	default:
-		wait_in(&queue, me, timed ? &moment : NULL);
+		wait_in(&queue, me, random, timed ? &moment : NULL);
 	}
 }
 
