@@ -9,7 +9,7 @@ static struct percpu__spinning found;
 
 static uint32_t count_cpus(void)
 {
-	unsigned long mask[1024 / sizeof(unsigned long)]; /* for 8192 CPUs */
+	unsigned long mask[1024 / sizeof(unsigned long)] = { 0 }; /* for 8192 CPUs */
 	long bytes = percpu__sys4(SYS_sched_getaffinity, 0, sizeof mask, (long)mask, 0);
 	uint32_t count = 0;
 
@@ -38,7 +38,7 @@ static uint32_t measure(void)
 		if (time < best)
 			best = time;
 	}
-	return (uint32_t)(SAMPLE * 1000 / (best ? best : 1)) + 1;
+	return (uint32_t)(SAMPLE * UINT64_C(1000) / (best ? best : 1)) + 1;
 }
 
 const struct percpu__spinning *percpu__spinning(void)

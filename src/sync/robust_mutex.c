@@ -137,7 +137,7 @@ static int spin(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t id, 
 static int sleep_on(struct percpu_robust_mutex *mutex, uint32_t *word, uint32_t seen, int clock,
 		    const struct timespec *moment)
 {
-	struct timespec soon;
+	struct timespec soon = { 0 };
 
 	if (!(seen & FUTEX_WAITERS)) {
 		if (!__atomic_compare_exchange_n(word, &seen, seen | FUTEX_WAITERS, 0, __ATOMIC_RELAXED,
