@@ -70,14 +70,21 @@ inline serve(me)
 	      i++
 	   :: else -> break
 	   od;
-	   i = 0;
-	   do
-	   :: i < WAITERS ->
-	      atomic { if :: wanted && place[i] == LISTED -> place[i] = IN_HAND + me; wanted--; waiting-- :: else fi };
-	      i++
-	   :: else -> break
-	   od;
-	   wanted = 0;
+	   skip;
+	   d_step {
+		   i = 0;
+		   do
+		   :: i < WAITERS ->
+		      if :: wanted && place[i] == LISTED -> place[i] = IN_HAND + me; wanted--; waiting-- :: else fi;
+		      i++
+		   :: else -> break
+		   od;
+		   i = 0;
+		   wanted = 0;
+		   lets = false;
+		   mine = false
+	   };
+	   skip;
 #ifdef BLIND
 	   atomic { locked = false; wakes = 0; cancelling = false };
 	   break
@@ -104,7 +111,7 @@ inline come_out(me)
 	:: else
 	fi;
 	do
-	:: atomic { state[me] & WOKEN -> seen = state[me] }; break
+	:: atomic { state[me] & WOKEN -> seen = state[me]; mine = false }; break
 	:: atomic { state[me] == CANCELLING -> state[me] = CANCELLING_ASLEEP };
 	   atomic { if :: state[me] == CANCELLING_ASLEEP -> asleep[me] = true :: else fi };
 	   !asleep[me]
@@ -130,10 +137,10 @@ proctype waiter(byte me)
 	   if
 	   :: ok ->
 	      come_out(me);
-	      returned[me] = true;
+	      atomic { returned[me] = true; ok = false };
 	      if
-	      :: seen == WOKEN && waiting -> enter(1, false); if :: mine -> serve(me) :: else fi
-	      :: else
+	      :: seen == WOKEN && waiting -> atomic { seen = 0; enter(1, false) }; if :: mine -> serve(me) :: else fi
+	      :: else -> seen = 0
 	      fi
 	   :: else ->
 	      atomic { if :: state[me] == WAITING -> state[me] = SLEEPING :: else fi };
@@ -148,7 +155,7 @@ rest:
 		 come_out(me)
 #endif
 	      fi;
-	      returned[me] = true
+	      atomic { returned[me] = true; seen = 0 }
 	   fi
 	od;
 	done++

@@ -28,6 +28,46 @@ static bool is_over(clockid_t clock, const struct timespec *moment)
 	return now.tv_sec > moment->tv_sec || (now.tv_sec == moment->tv_sec && now.tv_nsec >= moment->tv_nsec);
 }
 
+/* As the kernel sees it: asked for while a mutex is held that had to be taken in the slow path, and no longer. */
+static void longer_slices(void **state)
+{
+	struct percpu_mutex mutex = PERCPU_MUTEX_INIT, other = PERCPU_MUTEX_INIT;
+	bool was = percpu__process.about.slice_extension;
+	unsigned char known = percpu__private.slice;
+	volatile uint8_t *control;
+
+	(void)state;
+	percpu_cpu();
+	if (percpu__private.state != PERCPU__REGISTERED)
+		return;
+	control = (volatile uint8_t *)&percpu__true_area()->slice_ctrl;
+	percpu__process.about.slice_extension = true;
+	percpu__private.slice = 1;
+	percpu_mutex_lock(&mutex);
+	assert_int_equal(control[0], 0);
+	percpu_mutex_unlock(&mutex);
+	mutex.word = other.word = 0x01000000; /* wanted by somebody who is not there */
+	percpu_mutex_lock(&mutex);
+	assert_int_equal(control[0], 1);
+	assert_int_equal(percpu_mutex_trylock(&other), 0);
+	percpu_mutex_unlock(&mutex);
+	assert_int_equal(control[0], 1); /* for the other one */
+	control[1] = 1;
+	percpu_mutex_unlock(&other);
+	assert_int_equal(control[0], 0);
+	assert_int_equal(percpu__private.slices, 0);
+	assert_int_equal(mutex.word | other.word, 0);
+	control[1] = 0;
+	/* Refused by the kernel. */
+	percpu__private.slice = 2;
+	mutex.word = 0x01000000;
+	percpu_mutex_lock(&mutex);
+	assert_int_equal(control[0], 0);
+	percpu_mutex_unlock(&mutex);
+	percpu__private.slice = known;
+	percpu__process.about.slice_extension = was;
+}
+
 static void *shared_memory(size_t size)
 {
 	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -483,17 +523,12 @@ static void robust_and_fork(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(arguments),
-		cmocka_unit_test(the_word_names_the_cpu),
-		cmocka_unit_test(timeouts),
-		cmocka_unit_test(several_threads),
-		cmocka_unit_test(freed_by_its_last_user),
-		cmocka_unit_test(a_child_goes_on),
-		cmocka_unit_test(several_processes),
-		cmocka_unit_test(robust_arguments),
-		cmocka_unit_test(robust_timeouts),
-		cmocka_unit_test(owners_die),
-		cmocka_unit_test(beside_the_c_librarys),
+		cmocka_unit_test(arguments),        cmocka_unit_test(the_word_names_the_cpu),
+		cmocka_unit_test(longer_slices),    cmocka_unit_test(timeouts),
+		cmocka_unit_test(several_threads),  cmocka_unit_test(freed_by_its_last_user),
+		cmocka_unit_test(a_child_goes_on),  cmocka_unit_test(several_processes),
+		cmocka_unit_test(robust_arguments), cmocka_unit_test(robust_timeouts),
+		cmocka_unit_test(owners_die),       cmocka_unit_test(beside_the_c_librarys),
 		cmocka_unit_test(robust_and_fork),
 	};
 
