@@ -32,6 +32,7 @@
 #endif
 
 #define COUNTER "libpercpu-stat.so"
+#define OURS    "libpercpu-"
 
 /* Those that stop or end us by default and mean nothing that happened inside us; and all real-time signals. */
 static const int followed[] = { SIGHUP,  SIGINT,  SIGQUIT,  SIGTERM, SIGUSR1, SIGUSR2, SIGALRM,   SIGTSTP,
@@ -129,9 +130,18 @@ bool child_preload(const char *object)
 	if (!strncmp(basename_of(others), COUNTER, strlen(COUNTER)) &&
 	    strncmp(basename_of(object), COUNTER, strlen(COUNTER)))
 		skip = strcspn(others, ": ");
-	/* Once is enough, where one percpu runs under another. */
-	if (!strncmp(others + skip + (skip && others[skip]), object, length))
-		return true;
+	/* Once is enough, where one percpu runs under another: in front, or behind an object of ours that is. */
+	for (const char *at = others + skip + (skip && others[skip]);; at++) {
+		size_t n = strcspn(at, ": ");
+
+		if (n == length && !strncmp(at, object, n))
+			return true;
+		if (strncmp(basename_of(at), OURS, strlen(OURS)))
+			break;
+		at += n;
+		if (!*at)
+			break;
+	}
 	if (skip)
 		ok = asprintf(&list, "%.*s:%s%s", (int)skip, others, object, others + skip) >= 0;
 	else

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * percpu run: a program on the per-CPU allocator.
+ * percpu run: a program on the per-CPU allocator, and on functions of the C library without its locks.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -33,6 +33,8 @@ static const char help_text[] =
 	"      --option NAME=VALUE  an option of the allocator, see libpercpu-malloc(7): cache, cache-total, check,\n"
 	"                           count, decay, guard, huge, keep, nodes, profile, profile-interval, random, stats,\n"
 	"                           stats-json, stats-signal, zero\n"
+	"      --libc               also functions of the C library that take no lock, see libpercpu-libc(7)\n"
+	"      --no-malloc          those only: memory as without percpu\n"
 	"  -h, --help               this text\n"
 	"\n"
 	"Exits as the program does; with 125, 126 or 127 if it was not started, 1 if FILE could not be written.\n";
@@ -88,18 +90,22 @@ static int set_interval(const char *text, struct run_options *options)
 /* Sets the program to run; where there is none, returns the exit status. */
 static int parse(int argc, char **argv, struct run_options *options)
 {
-	enum { STATS = 256, JSON, PROFILE, OPTION };
+	enum { STATS = 256, JSON, PROFILE, OPTION, LIBC, NO_MALLOC };
 	static const struct option known[] = { { "stats", optional_argument, NULL, STATS },
 					       { "json", required_argument, NULL, JSON },
 					       { "heap-profile", required_argument, NULL, PROFILE },
 					       { "option", required_argument, NULL, OPTION },
+					       { "libc", no_argument, NULL, LIBC },
+					       { "no-malloc", no_argument, NULL, NO_MALLOC },
 					       { "help", no_argument, NULL, 'h' },
 					       { NULL, 0, NULL, 0 } };
+	bool about_malloc = false, no_malloc = false;
 	int c, rc;
 
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, "+:h", known, NULL)) != -1) {
 		rc = 0;
+		about_malloc |= c >= STATS && c <= OPTION;
 		switch (c) {
 		case STATS:
 			rc = set_interval(optarg, options);
@@ -120,6 +126,12 @@ static int parse(int argc, char **argv, struct run_options *options)
 			if (!rc)
 				rc = add_option(optarg, NULL);
 			break;
+		case LIBC:
+			options->libc = true;
+			break;
+		case NO_MALLOC:
+			no_malloc = true;
+			break;
 		case 'h':
 			fputs(help_text, stdout);
 			return cli_close_stdout();
@@ -129,28 +141,48 @@ static int parse(int argc, char **argv, struct run_options *options)
 		if (rc)
 			return rc;
 	}
+	if (no_malloc && !options->libc)
+		return cli_usage("run", "--no-malloc without --libc leaves nothing to do");
+	if (no_malloc && about_malloc)
+		return cli_usage("run", "--no-malloc does not go with options about the allocator");
 	if (optind == argc)
 		return cli_usage("run", "which program?");
+	options->malloc = !no_malloc;
 	options->argv = argv + optind;
 	return 0;
 }
 
-static int find_allocator(char *path, size_t size)
+/* In the build tree an object lies in a folder of its own. */
+static int find_object(const char *what, const char *in_tree, const char *installed, char *path, size_t size)
 {
-	int rc = cli_find_object("../malloc/libpercpu-malloc.so", "libpercpu-malloc.so", path, size);
+	int rc = cli_find_object(in_tree, installed, path, size);
 
 	if (rc == -EINVAL)
 		cli_complain("%s has a space or a colon in its name: it cannot be preloaded", path);
 	else if (rc)
-		cli_complain("cannot find the allocator, %s: %s", path, strerror(-rc));
+		cli_complain("cannot find %s, %s: %s", what, path, strerror(-rc));
 	return rc ? EXIT_REFUSED : 0;
+}
+
+/* Behind the allocator, which comes to the front later. */
+static int preload_libc(void)
+{
+	char path[4096];
+	int rc = find_object("the functions of the C library", "../libc/libpercpu-libc.so", "libpercpu-libc.so", path,
+			     sizeof(path));
+
+	if (!rc && !child_preload(path)) {
+		cli_complain("%s", strerror(ENOMEM));
+		rc = EXIT_REFUSED;
+	}
+	return rc;
 }
 
 static int become(const char *path, char **argv, const char *allocator)
 {
 	int error = ENOMEM;
 
-	if (child_preload(allocator)) {
+	if (!*allocator || child_preload(allocator)) {
 		execvp(path, argv);
 		error = errno;
 	}
@@ -161,21 +193,25 @@ static int become(const char *path, char **argv, const char *allocator)
 int percpu_run_main(int argc, char **argv)
 {
 	struct run_options options = { 0 };
-	char allocator[4096], *path;
+	char allocator[4096] = "", *path;
 	int rc = parse(argc, argv, &options);
 
 	if (!options.argv)
 		return rc;
-	rc = find_allocator(allocator, sizeof(allocator));
+	if (options.malloc)
+		rc = find_object("the allocator", "../malloc/libpercpu-malloc.so", "libpercpu-malloc.so", allocator,
+				 sizeof(allocator));
 	if (!rc)
-		rc = target_find(options.argv[0], TARGET_ALLOCATE, &path);
+		rc = target_find(options.argv[0], options.malloc ? TARGET_ALLOCATE : TARGET_LIBC, &path);
 	if (rc)
 		return rc;
-	if (options.json && !file_check(options.json))
+	if (options.libc)
+		rc = preload_libc();
+	if (!rc && options.json && !file_check(options.json))
 		rc = EXIT_REFUSED;
-	else if (options.stats)
+	else if (!rc && options.stats)
 		rc = run_with_stats(&options, path, allocator);
-	else
+	else if (!rc)
 		rc = become(path, options.argv, allocator);
 	free(path);
 	return rc;

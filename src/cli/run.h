@@ -15,6 +15,8 @@
 #include "malloc/stats.h"
 
 struct run_options {
+	bool malloc; /* the allocator is preloaded; */
+	bool libc;   /* functions of the C library, too */
 	bool stats;
 	unsigned interval_ms; /* between tables while it runs; 0: only at the end */
 	const char *json;     /* a file's name, "-" for standard output; NULL: tables, on standard error */

@@ -41,8 +41,11 @@ static int refuse(const char *path, const char *why)
 
 static int refuse_as_useless(const char *path, const char *why)
 {
-	cli_complain("%s %s: %s", path, why,
-		     use == TARGET_COUNT ? "its calls cannot be counted" : "the allocator cannot be preloaded");
+	static const char *const useless[] = { [TARGET_COUNT] = "its calls cannot be counted",
+					       [TARGET_ALLOCATE] = "the allocator cannot be preloaded",
+					       [TARGET_LIBC] = "functions cannot be preloaded" };
+
+	cli_complain("%s %s: %s", path, why, useless[use]);
 	return EXIT_REFUSED;
 }
 
