@@ -1,0 +1,428 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The calendar's functions against the C library's own, field by field. Ours are linked under their names of our own, so the
+ * C library's are what they are called; both see the same environment.
+ *
+ *   zones [--random N] [--texts N] [ZONE...]   without zones: all that are installed
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "libc/calendar.h"
+#include "libc/zone.h"
+
+#define FOLDER "/usr/share/zoneinfo"
+#define FIRST  INT64_C(-2177452800) /* 1901 */
+#define LAST   INT64_C(16725225600) /* 2500 */
+#define WEEK   INT64_C(604800)
+/* From the year 5.8 million on the C library's own arithmetic overflows. */
+#define FARTHEST INT64_C(170000000000000)
+
+static uint64_t seed = 88172645463325252;
+static const char *zone;
+static long compared, different;
+
+static uint64_t chance(void)
+{
+	seed ^= seed << 13;
+	seed ^= seed >> 7;
+	seed ^= seed << 17;
+	return seed * UINT64_C(2685821657736338717) >> 1;
+}
+
+static int64_t between(int64_t from, int64_t to)
+{
+	return from + (int64_t)(chance() % (uint64_t)(to - from + 1));
+}
+
+static void print(const char *who, const struct tm *tm)
+{
+	if (!tm)
+		printf("   %-5s NULL\n", who);
+	else
+		printf("   %-5s %d-%02d-%02d %02d:%02d:%02d week day %d day %d summer %d offset %ld %s\n", who,
+		       tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
+		       tm->tm_wday, tm->tm_yday, tm->tm_isdst, tm->tm_gmtoff, tm->tm_zone);
+}
+
+static bool same(const struct tm *a, const struct tm *b)
+{
+	return a->tm_sec == b->tm_sec && a->tm_min == b->tm_min && a->tm_hour == b->tm_hour &&
+	       a->tm_mday == b->tm_mday && a->tm_mon == b->tm_mon && a->tm_year == b->tm_year &&
+	       a->tm_wday == b->tm_wday && a->tm_yday == b->tm_yday && a->tm_isdst == b->tm_isdst &&
+	       a->tm_gmtoff == b->tm_gmtoff && !strcmp(a->tm_zone, b->tm_zone);
+}
+
+static void differ(const char *what, int64_t t, const struct tm *ours, const struct tm *theirs)
+{
+	if (different++ > 20)
+		return;
+	printf("TZ=%s: %s %" PRId64 "\n", zone ? zone : "(unset)", what, t);
+	print("ours", ours);
+	print("libc", theirs);
+}
+
+static void check_fields(const char *what, int64_t t, const struct tm *ours, int our_error, const struct tm *theirs,
+			 int their_error)
+{
+	compared++;
+	if (!ours != !theirs || (ours && !same(ours, theirs)) || (!ours && our_error != their_error))
+		differ(what, t, ours, theirs);
+}
+
+struct vars {
+	char name[2][64];
+	long west;
+	int daylight;
+};
+
+static void note(struct vars *vars)
+{
+	for (int i = 0; i < 2; i++)
+		snprintf(vars->name[i], sizeof(vars->name[i]), "%s", tzname[i]);
+	vars->west = timezone;
+	vars->daylight = daylight;
+}
+
+static void check_vars(const char *what, int64_t t, const struct vars *ours, const struct vars *theirs)
+{
+	compared++;
+	if (!strcmp(ours->name[0], theirs->name[0]) && !strcmp(ours->name[1], theirs->name[1]) &&
+	    ours->west == theirs->west && ours->daylight == theirs->daylight)
+		return;
+	if (different++ > 20)
+		return;
+	printf("TZ=%s: %s %" PRId64 "\n   ours  %s %s %ld %d\n   libc  %s %s %ld %d\n", zone ? zone : "(unset)", what, t,
+	       ours->name[0], ours->name[1], ours->west, ours->daylight, theirs->name[0], theirs->name[1], theirs->west,
+	       theirs->daylight);
+}
+
+static void check_moment(int64_t moment)
+{
+	struct tm ours, theirs, *a, *b;
+	int our_error = 0, their_error = 0;
+	struct vars our_vars, their_vars;
+	time_t t = moment;
+
+	errno = 0;
+	b = localtime_r(&t, &theirs);
+	their_error = errno;
+	a = percpu__localtime_r(&t, &ours);
+	our_error = errno;
+	check_fields("localtime_r", t, a, our_error, b, their_error);
+	b = localtime(&t);
+	their_error = errno;
+	note(&their_vars);
+	a = percpu__localtime(&t);
+	our_error = errno;
+	note(&our_vars);
+	check_fields("localtime", t, a, our_error, b, their_error);
+	if (b)
+		check_vars("localtime's variables", t, &our_vars, &their_vars);
+	b = gmtime_r(&t, &theirs);
+	their_error = errno;
+	a = percpu__gmtime_r(&t, &ours);
+	our_error = errno;
+	check_fields("gmtime_r", t, a, our_error, b, their_error);
+}
+
+static void check_back(const struct tm *from, bool local)
+{
+	struct tm ours = *from, theirs = *from;
+	int our_error, their_error;
+	struct vars our_vars, their_vars;
+	time_t a, b;
+
+	errno = 0;
+	b = local ? mktime(&theirs) : timegm(&theirs);
+	their_error = errno;
+	note(&their_vars);
+	errno = 0;
+	a = local ? percpu__mktime(&ours) : percpu__timegm(&ours);
+	our_error = errno;
+	note(&our_vars);
+	compared++;
+	if (a != b || (a == -1 && !our_error != !their_error)) {
+		if (different < 20)
+			printf("%" PRId64 " and %" PRId64 " of:\n", (int64_t)a, (int64_t)b);
+		differ(local ? "mktime" : "timegm", a, from, from);
+		return;
+	}
+	if (a == -1 && our_error)
+		return;
+	check_fields(local ? "mktime's fields" : "timegm's fields", a, &ours, 0, &theirs, 0);
+	if (local)
+		check_vars("mktime's variables", a, &our_vars, &their_vars);
+}
+
+/* What a clock shows there, and what it does not: with each answer to whether it is summer. */
+static void check_clock(int64_t moment, bool odd)
+{
+	time_t t = moment;
+	struct tm tm;
+
+	if (!localtime_r(&t, &tm))
+		return;
+	if (odd) {
+		tm.tm_sec += (int)between(-100, 100);
+		tm.tm_min += (int)between(-100, 100);
+		tm.tm_hour += (int)between(-40, 40);
+		tm.tm_mday += (int)between(-400, 400);
+		tm.tm_mon += (int)between(-40, 40);
+	}
+	for (int isdst = -1; isdst < 2; isdst++) {
+		tm.tm_isdst = isdst;
+		check_back(&tm, true);
+	}
+	check_back(&tm, false);
+}
+
+static void check_around(int64_t moment)
+{
+	for (int d = -2; d <= 2; d++)
+		check_moment(moment + d);
+	for (int d = -1; d <= 1; d++) {
+		check_clock(moment + d, false);
+		check_clock(moment + d * 3600, false);
+		check_clock(moment - 1800 + d * 3600, false);
+	}
+}
+
+static bool alike(int64_t first, int64_t second)
+{
+	time_t a = first, b = second;
+	struct tm one, two;
+
+	return localtime_r(&a, &one) && localtime_r(&b, &two) && one.tm_isdst == two.tm_isdst &&
+	       one.tm_gmtoff == two.tm_gmtoff && !strcmp(one.tm_zone, two.tm_zone);
+}
+
+/* Those of a rule are in no file. */
+static void check_changes(int64_t from, int64_t to)
+{
+	for (int64_t t = from; t < to; t += WEEK) {
+		int64_t low = t, high = t + WEEK;
+
+		if (alike(low, high))
+			continue;
+		while (high - low > 1) {
+			int64_t middle = low + (high - low) / 2;
+
+			if (alike(low, middle))
+				low = middle;
+			else
+				high = middle;
+		}
+		check_around(high);
+	}
+}
+
+static void check_file_changes(const char *path)
+{
+	static unsigned char bytes[1 << 20];
+	struct percpu__zone_file file;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t size = fd >= 0 ? read(fd, bytes, sizeof(bytes)) : -1;
+
+	if (fd >= 0)
+		close(fd);
+	if (size < 0 || !percpu__zone_file_parse(bytes, (size_t)size, &file))
+		return;
+	for (size_t i = 0; i < file.changes; i++)
+		check_around(percpu__zone_file_when(&file, i));
+	for (size_t i = 0; i < file.leaps; i++)
+		check_around(percpu__zone_file_leap(&file, i).when);
+}
+
+static void choose(const char *text)
+{
+	struct vars ours, theirs;
+
+	zone = text;
+	if (text)
+		setenv("TZ", text, 1);
+	else
+		unsetenv("TZ");
+	tzset();
+	note(&theirs);
+	percpu__tzset();
+	note(&ours);
+	check_vars("tzset", 0, &ours, &theirs);
+}
+
+static int64_t random_moment(void)
+{
+	static const int64_t reach[] = { 1 << 20, INT64_C(1) << 31, INT64_C(1) << 36, INT64_C(1) << 40, FARTHEST };
+
+	if (chance() % 2)
+		return between(FIRST, LAST);
+	return between(-reach[chance() % 5], reach[chance() % 5]);
+}
+
+static void check_random(long n)
+{
+	for (long i = 0; i < n; i++) {
+		int64_t t = random_moment();
+
+		check_moment(t);
+		if (i % 4 == 0)
+			check_clock(t, i % 8);
+	}
+}
+
+static void check_zone(const char *name, long random)
+{
+	char path[PATH_MAX];
+
+	choose(name);
+	snprintf(path, sizeof(path), "%s%s%s", *name == '/' ? "" : FOLDER, *name == '/' ? "" : "/", name);
+	check_file_changes(path);
+	check_changes(FIRST, LAST);
+	check_random(random);
+}
+
+static void check_folder(const char *name, long random)
+{
+	char path[PATH_MAX];
+	struct dirent **entry;
+	int n;
+
+	snprintf(path, sizeof(path), FOLDER "/%s", name);
+	n = scandir(path, &entry, NULL, alphasort);
+	for (int i = 0; i < n; i++) {
+		char next[PATH_MAX];
+		struct stat status;
+
+		snprintf(next, sizeof(next), "%s%s%s", name, *name ? "/" : "", entry[i]->d_name);
+		snprintf(path, sizeof(path), FOLDER "/%s", next);
+		if (*entry[i]->d_name != '.' && !stat(path, &status)) {
+			if (S_ISDIR(status.st_mode))
+				check_folder(next, random);
+			else
+				check_zone(next, random);
+		}
+		free(entry[i]);
+	}
+	free(n < 0 ? NULL : entry);
+}
+
+/* Texts of all forms; what follows the names is as likely to be extreme as usual. */
+static void add(char *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void add(char *text, const char *format, ...)
+{
+	va_list list;
+
+	va_start(list, format);
+	vsnprintf(text + strlen(text), 200 - strlen(text), format, list);
+	va_end(list);
+}
+
+static void add_name(char *text)
+{
+	bool quoted = chance() % 3 == 0;
+	long n = between(3, 8);
+
+	add(text, "%s", quoted ? "<" : "");
+	for (long i = 0; i < n; i++)
+		add(text, "%c", quoted ? "ABCxyz0189+-"[chance() % 12] : "ABCDEFXYZabcz"[chance() % 13]);
+	add(text, "%s", quoted ? ">" : "");
+}
+
+static void add_time(char *text, int hours)
+{
+	add(text, "%s%d", (const char *[]){ "", "-", "+" }[chance() % (hours > 24 ? 2 : 3)], (int)between(0, hours));
+	if (chance() % 3 == 0)
+		add(text, ":%02d", (int)between(0, 59));
+	else if (chance() % 3 == 0)
+		add(text, ":%d:%d", (int)between(0, 59), (int)between(0, 59));
+}
+
+static void add_change(char *text)
+{
+	switch (chance() % 4) {
+	case 0:
+		add(text, ",J%d", (int)between(1, 365));
+		break;
+	case 1:
+		add(text, ",%d", (int)between(0, 365));
+		break;
+	default:
+		add(text, ",M%d.%d.%d", (int)between(1, 12), (int)between(1, 5), (int)between(0, 6));
+	}
+	if (chance() % 2) {
+		add(text, "/");
+		add_time(text, chance() % 2 ? 167 : 23);
+	}
+}
+
+static void make_text(char *text)
+{
+	*text = '\0';
+	add(text, "%s", chance() % 8 ? "" : ":");
+	add_name(text);
+	add_time(text, 24);
+	if (chance() % 8 == 0)
+		return;
+	add_name(text);
+	if (chance() % 2)
+		add_time(text, 24);
+	if (chance() % 8 == 0)
+		return;
+	add_change(text);
+	add_change(text);
+}
+
+/* Wrong ones, too. (But no months: there the C library reads outside of its tables.) */
+static void check_texts(long n)
+{
+	char text[200];
+
+	for (long i = 0; i < n; i++) {
+		make_text(text);
+		if (i % 4 == 0 && !strchr(text, 'M'))
+			text[chance() % strlen(text)] = "A+-<>,/:J012 3"[chance() % 14];
+		choose(text);
+		check_random(60);
+		if (i % 16 == 0)
+			check_changes(FIRST + (int64_t)(chance() % 64) * WEEK * 400, FIRST + INT64_C(27500) * WEEK);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option known[] = { { "random", required_argument, NULL, 'r' },
+					       { "texts", required_argument, NULL, 't' },
+					       { NULL, 0, NULL, 0 } };
+	long random = 1000, texts = 0;
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		if (c == 'r')
+			random = atol(optarg);
+		else if (c == 't')
+			texts = atol(optarg);
+		else
+			return 2;
+	}
+	choose(NULL);
+	check_random(random);
+	choose("");
+	check_random(random);
+	for (int i = optind; i < argc; i++)
+		check_zone(argv[i], random);
+	if (optind == argc)
+		check_folder("", random);
+	check_texts(texts);
+	printf("%ld comparisons, %ld differences\n", compared, different);
+	return different != 0;
+}
