@@ -115,7 +115,7 @@ bool percpu__zone_file_parse(const void *start, size_t size, struct percpu__zone
 		if (!part)
 			return false;
 		/* Between two ends of lines, of which the last is the file's last byte. */
-		if (size < part + 1)
+		if (size < part + 2)
 			return false;
 		if (size - part >= 3 && bytes[part] == '\n') {
 			file->footer = (const char *)bytes + part + 1;

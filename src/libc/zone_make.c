@@ -158,35 +158,33 @@ static void add_rule(struct maker *maker, int64_t from)
 }
 
 /* When each kind of time was in force last, and what they were called, which is what tzset() tells. */
-static void file_vars(struct maker *maker, long west[2])
+static void file_vars(struct maker *maker)
 {
 	struct percpu__zone_vars *vars = &maker->zone.vars;
 	bool found[2] = { false, false };
 
-	west[0] = west[1] = 0;
+	vars->west = 0;
 	for (size_t i = maker->changes; i-- && !(found[0] && found[1]);) {
 		const struct percpu__zone_info *type = &maker->type[maker->which[i]];
 
 		if (found[type->isdst])
 			continue;
 		found[type->isdst] = true;
-		west[type->isdst] = (long)-type->offset;
 		vars->name[type->isdst] = type->name;
+		if (!type->isdst)
+			vars->west = (long)-type->offset;
 	}
 	if (!maker->changes) {
-		west[0] = (long)-maker->type[0].offset;
+		vars->west = (long)-maker->type[0].offset;
 		vars->name[0] = maker->type[0].name;
 	}
-	if (!found[1])
-		west[1] = west[0];
 	for (int i = 0; i < 2; i++)
 		if (!vars->name[i])
 			vars->name[i] = vars->name[!i];
-	vars->west = west[0];
 	vars->daylight = found[1];
 }
 
-static bool read_file(struct maker *maker, const struct percpu__zone_file *file)
+static void read_file(struct maker *maker, const struct percpu__zone_file *file)
 {
 	maker->types = file->types;
 	memcpy(maker->text, file->names, file->letters);
@@ -201,16 +199,17 @@ static bool read_file(struct maker *maker, const struct percpu__zone_file *file)
 		maker->which[i] = file->which[i];
 	}
 	maker->changes = file->changes;
-	return true;
 }
 
 /*
  * A file that says for any zone when summer time is in force ("posixrules"), for one of which the text does not say it. Moments
- * that are meant in local time are moved, by as much and to where the C library moves them.
+ * that are meant in standard time are moved, to where the C library moves them. Those that are meant in summer time it moves by
+ * what the last such zone was away from this one, so by nothing as soon as tzset() is called twice: here, by nothing.
  */
-static void move_to(struct maker *maker, const struct percpu__zone_file *file, const struct percpu__zone_rule *rule,
-		    const long west[2])
+static void move_to(struct maker *maker, const struct percpu__zone_file *file, const struct percpu__zone_rule *rule)
 {
+	int64_t by = rule->half[0].offset + maker->zone.vars.west;
+
 	bool isdst = false;
 
 	for (size_t i = 0; i < maker->changes; i++) {
@@ -221,8 +220,8 @@ static void move_to(struct maker *maker, const struct percpu__zone_file *file, c
 
 		isdst = maker->type[type].isdst;
 		maker->which[i] = isdst;
-		if (!universal)
-			maker->when[i] += rule->half[from].offset + west[from];
+		if (!universal && !from)
+			maker->when[i] += by;
 	}
 	maker->types = 2;
 	for (int i = 0; i < 2; i++) {
@@ -443,7 +442,6 @@ struct percpu__zone *percpu__zone_make(const struct percpu__zone_file *file, con
 	size_t letters = file ? file->letters + 1 : 0;
 	struct percpu__zone *zone;
 	struct maker *maker;
-	long west[2];
 
 	for (int i = 0; i < 2; i++)
 		letters += more[i] ? more[i][0].length + more[i][1].length + 2 : 0;
@@ -453,9 +451,9 @@ struct percpu__zone *percpu__zone_make(const struct percpu__zone_file *file, con
 	maker->rule = rule;
 	if (file) {
 		read_file(maker, file);
-		file_vars(maker, west);
+		file_vars(maker);
 		if (as_rule)
-			move_to(maker, file, as_rule, west);
+			move_to(maker, file, as_rule);
 		add_file(maker);
 		if (rule && maker->changes)
 			add_rule(maker, maker->when[maker->changes - 1]);

@@ -380,6 +380,12 @@ static struct percpu__zone_setting *choose(void)
 	return setting ? setting : &no_memory;
 }
 
+/* By another name. The C library does not read it again then, and leaves its variables as they are. */
+static bool same_file(const struct percpu__zone_setting *a, const struct percpu__zone_setting *b)
+{
+	return a->zone == b->zone && a->identity == b->identity && !a->zone->only_rule && !*a->rules && a != &no_memory;
+}
+
 static const struct percpu__zone_setting *change(void)
 {
 	static struct percpu__zone_setting *last; /* what is published */
@@ -393,7 +399,8 @@ static const struct percpu__zone_setting *change(void)
 	if (!last || last == &no_memory || !same_text(last->text, read_environment()) || !still(last)) {
 		setting = choose();
 		__atomic_store_n(&percpu__zone_published, setting->zone, __ATOMIC_RELEASE);
-		tell(&setting->zone->vars);
+		if (!last || !same_file(last, setting))
+			tell(&setting->zone->vars);
 		last = setting;
 	}
 	setting = last;
