@@ -63,6 +63,12 @@ const struct bench *const bench_all[] = {
 	&bench_fence,
 	&bench_opv,
 	&bench_slow_path,
+#ifdef HAVE_LIBC
+	&bench_localtime_r,
+	&bench_localtime_r_summer,
+	&bench_localtime,
+	&bench_mktime,
+#endif
 	&bench_malloc[BENCH_MALLOC_PAIR_16],
 	&bench_malloc[BENCH_MALLOC_PAIR_64],
 	&bench_malloc[BENCH_MALLOC_PAIR_512],

@@ -126,6 +126,9 @@ extern const struct bench bench_eventcount_notify, bench_eventcount_turns, bench
 /* bench_gate.c */
 extern const struct bench bench_fence, bench_opv;
 
+/* bench_calendar.c, where there is libpercpu-libc */
+extern const struct bench bench_localtime_r, bench_localtime_r_summer, bench_localtime, bench_mktime;
+
 /* bench_malloc.c: in the order of the table. */
 enum bench_malloc_row {
 	BENCH_MALLOC_PAIR_16,

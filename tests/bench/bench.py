@@ -57,6 +57,10 @@ NAMES = {
 }
 # In so many threads, whatever is asked for.
 THREADS = {"mutex_50ns": [2], "mutex_1us": [2], "mutex_crowd": [16], "eventcount_turns": [2], "eventcount_herd": [8]}
+# Where libpercpu-libc was built.
+LIBC = {name: {"percpu", "glibc"} for name in ("localtime_r", "localtime_r_summer", "localtime", "mktime")}
+if "localtime_r:" in subprocess.run([PERCPU, "bench", "--list"], stdout=subprocess.PIPE, text=True, check=False).stdout:
+    NAMES |= LIBC
 # Only when asked for: not in a run of everything.
 ALLOCATORS = {"percpu", "glibc", "jemalloc", "mimalloc", "gperftools"}
 MALLOC = {

@@ -409,8 +409,8 @@ static void check_texts(long n)
 }
 
 /*
- * A file cut short, one of the first version only, and files in which something is not as it was. Not the moments, though:
- * if they are not in order the C library's results mean nothing, and it has assertions about other things, too.
+ * A file cut short, one of the first version only, and files in which something is not as it was. Not the moments, though, nor the
+ * text: if these are not in order the C library's results mean nothing, and it has assertions about other things, too.
  */
 static size_t damage(unsigned char *bytes, size_t size)
 {
@@ -422,7 +422,7 @@ static size_t damage(unsigned char *bytes, size_t size)
 	when = (size_t)(file.when - bytes);
 	switch (chance() % 4) {
 	case 0:
-		return (size_t)between(0, (int64_t)size);
+		return (size_t)between(0, file.universal - bytes + (int64_t)file.universals + 2);
 	case 1:
 		bytes[4] = 0;
 		return size;
