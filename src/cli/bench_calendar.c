@@ -30,43 +30,43 @@ static time_t first(const struct bench_worker *worker)
 	return BEGINNING + (time_t)worker->id * 12345;
 }
 
-#define LOCALTIME_R(name, function)                           \
-	BENCH_LOOP name(struct bench_worker *worker, uint64_t n) \
-	{                                                     \
-		time_t t = first(worker);                     \
-		struct tm tm;                                 \
-                                                              \
-		for (; n; n--, t = next(t)) {                 \
-			function(&t, &tm);                    \
-			BENCH_USE(tm.tm_mday);                \
-		}                                             \
+#define LOCALTIME_R(name, function)                                                                                    \
+	BENCH_LOOP name(struct bench_worker *worker, uint64_t n)                                                       \
+	{                                                                                                              \
+		time_t t = first(worker);                                                                              \
+		struct tm tm;                                                                                          \
+                                                                                                                       \
+		for (; n; n--, t = next(t)) {                                                                          \
+			function(&t, &tm);                                                                             \
+			BENCH_USE(tm.tm_mday);                                                                         \
+		}                                                                                                      \
 	}
 LOCALTIME_R(reentrant_percpu, percpu__localtime_r)
 LOCALTIME_R(reentrant_glibc, localtime_r)
 
 /* Which thread's fields are read does not matter here. */
-#define LOCALTIME(name, function)                             \
-	BENCH_LOOP name(struct bench_worker *worker, uint64_t n) \
-	{                                                     \
-		time_t t = first(worker);                     \
-                                                              \
-		for (; n; n--, t = next(t))                   \
-			BENCH_USE(function(&t));              \
+#define LOCALTIME(name, function)                                                                                      \
+	BENCH_LOOP name(struct bench_worker *worker, uint64_t n)                                                       \
+	{                                                                                                              \
+		time_t t = first(worker);                                                                              \
+                                                                                                                       \
+		for (; n; n--, t = next(t))                                                                            \
+			BENCH_USE(function(&t));                                                                       \
 	}
 LOCALTIME(shared_percpu, percpu__localtime)
 LOCALTIME(shared_glibc, localtime)
 
-#define MKTIME(name, function)                                                                           \
-	BENCH_LOOP name(struct bench_worker *worker, uint64_t n)                                         \
-	{                                                                                                \
-		struct tm tm = { .tm_year = 124, .tm_mday = 1, .tm_hour = (int)worker->id, .tm_isdst = -1 }; \
-                                                                                                         \
-		for (; n; n--) {                                                                         \
-			tm.tm_min += STEP / 60;                                                          \
-			tm.tm_year = 124;                                                                \
-			tm.tm_isdst = -1;                                                                \
-			BENCH_USE(function(&tm));                                                        \
-		}                                                                                        \
+#define MKTIME(name, function)                                                                                         \
+	BENCH_LOOP name(struct bench_worker *worker, uint64_t n)                                                       \
+	{                                                                                                              \
+		struct tm tm = { .tm_year = 124, .tm_mday = 1, .tm_hour = (int)worker->id, .tm_isdst = -1 };           \
+                                                                                                                       \
+		for (; n; n--) {                                                                                       \
+			tm.tm_min += STEP / 60;                                                                        \
+			tm.tm_year = 124;                                                                              \
+			tm.tm_isdst = -1;                                                                              \
+			BENCH_USE(function(&tm));                                                                      \
+		}                                                                                                      \
 	}
 MKTIME(back_percpu, percpu__mktime)
 MKTIME(back_glibc, mktime)

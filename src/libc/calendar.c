@@ -15,7 +15,8 @@
 static struct tm shared;
 
 /* In zones with leap seconds, which are few. */
-__attribute__((noinline)) static bool with_leaps(const struct percpu__zone *zone, int64_t t, int64_t offset, struct tm *tm)
+__attribute__((noinline)) static bool with_leaps(const struct percpu__zone *zone, int64_t t, int64_t offset,
+						 struct tm *tm)
 {
 	int hit;
 	int32_t sum = percpu__zone_leaps(zone, t, &hit);
@@ -33,7 +34,8 @@ static inline bool convert(const struct percpu__zone *zone, int64_t t, int64_t o
 	return percpu__civil((int64_t)((uint64_t)t + (uint64_t)offset), tm);
 }
 
-static inline const struct percpu__zone_info *to_local(const struct percpu__zone *zone, int64_t t, struct tm *tm)
+__attribute__((always_inline)) static inline const struct percpu__zone_info *to_local(const struct percpu__zone *zone,
+										      int64_t t, struct tm *tm)
 {
 	const struct percpu__zone_info *info = percpu__zone_at(zone, t);
 

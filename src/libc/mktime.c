@@ -16,6 +16,8 @@
 /* No rule that was ever in force changes more often; nor is a kind of time that is an odd number of hours away farther. */
 #define STRIDE 601200
 #define REACH  (457243209 / 2 + STRIDE)
+/* Seconds from 1970 to years that fit in any case. */
+#define NEAR (INT64_C(1) << 44)
 /* Steps to a moment: zones need three. */
 #define STEPS 6
 
@@ -24,6 +26,7 @@ struct search {
 	bool local;
 	int64_t wanted; /* seconds since 1970 on the clock that shows the fields */
 	int64_t t;
+	bool near;    /* of tm, there are only tm_isdst and tm_gmtoff */
 	struct tm tm; /* of t */
 };
 
@@ -52,11 +55,22 @@ static int64_t asked(const struct tm *tm, int seconds)
 	return days * DAY + tm->tm_hour * INT64_C(3600) + tm->tm_min * INT64_C(60) + seconds;
 }
 
-/* The fields of t; or of the nearest moment that has any, which t becomes. */
+/*
+ * The fields of t; or of the nearest moment that has any, which t becomes. Where a clock is only as far from Universal Time as
+ * its zone, that is all that is needed on the way.
+ */
 static void look(struct search *search)
 {
 	int64_t good = 0, bad = search->t;
 
+	search->near = !search->zone->leaps && bad > -NEAR && bad < NEAR;
+	if (search->near) {
+		const struct percpu__zone_info *info = search->local ? percpu__zone_at(search->zone, bad) : NULL;
+
+		search->tm.tm_isdst = info ? info->isdst : 0;
+		search->tm.tm_gmtoff = info ? (long)info->offset : 0;
+		return;
+	}
 	if (percpu__fields_of(search->zone, search->local, search->t, &search->tm))
 		return;
 	while (good + 1 != bad && good - 1 != bad) {
@@ -74,7 +88,9 @@ static void look(struct search *search)
 /* Where the fields would be if the clock were as far from Universal Time as it is at t. */
 static int64_t next(const struct search *search)
 {
-	return search->t + (search->wanted - shown(&search->tm));
+	int64_t now = search->near ? search->t + search->tm.tm_gmtoff : shown(&search->tm);
+
+	return search->t + (search->wanted - now);
 }
 
 /*
@@ -95,7 +111,8 @@ static bool follow(struct search *search, int isdst)
 		if (to == search->t)
 			return true;
 		dst = search->tm.tm_isdst != 0;
-		if (search->t == before_that && search->t != before && (isdst < 0 ? was_dst <= dst : (isdst != 0) != dst))
+		if (search->t == before_that && search->t != before &&
+		    (isdst < 0 ? was_dst <= dst : (isdst != 0) != dst))
 			return true;
 		before_that = before;
 		before = search->t;
@@ -122,6 +139,7 @@ static bool other_kind(struct search *search, int isdst)
 			return true;
 		}
 	search->t += isdst ? -3600 : 3600;
+	search->near = false;
 	return percpu__fields_of(search->zone, search->local, search->t, &search->tm);
 }
 
@@ -138,6 +156,8 @@ static bool find(struct search *search, const struct tm *tm, int isdst, int64_t 
 	    !other_kind(search, isdst))
 		return false;
 	*last = search->t - search->wanted;
+	if (search->near)
+		percpu__fields_of(search->zone, search->local, search->t, &search->tm);
 	if (search->tm.tm_sec == tm->tm_sec)
 		return true;
 	search->t += (seconds == 0 && search->tm.tm_sec == 60) + (int64_t)tm->tm_sec - seconds;

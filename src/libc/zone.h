@@ -11,8 +11,9 @@
  * the names in it may be kept by whoever got them in tm_zone, as with the C library. What was compiled once is found again
  * by what it was compiled from, byte by byte; so memory is bounded by how many different zones a process ever used.
  *
- * Moments at which something changes divide time into segments. A table finds the first candidate from the high bits of a
- * moment, in most cases the right one. A rule for all future is written out for the years that programs ask for.
+ * Moments at which something changes divide time into segments. For the years that programs ask for, the high bits of a moment
+ * find an entry of a table with the one change there, and what is before and after it. A rule for all future is written out
+ * for the same years.
  */
 #ifndef PERCPU_SRC_LIBC_ZONE_H
 #define PERCPU_SRC_LIBC_ZONE_H
@@ -46,6 +47,12 @@ struct percpu__zone_leap {
 	int32_t sum; /* how many seconds were put in since, and before */
 };
 
+/* Some weeks. Both NULL: more than one change, to be searched. */
+struct percpu__zone_bucket {
+	int64_t change;
+	const struct percpu__zone_info *before, *after;
+};
+
 /* A day in each year, and a time of it. */
 enum percpu__zone_day { DAY_FROM_0, DAY_WITHOUT_LEAP, DAY_OF_MONTH };
 struct percpu__zone_change {
@@ -66,24 +73,31 @@ struct percpu__zone_rule {
 };
 
 struct percpu__zone {
-	int64_t base;         /* of the table: @buckets of 2^@shift seconds each */
-	const int64_t *when;  /* @changes moments, ascending, and one more, the last there is */
-	const uint16_t *seg;  /* one more than changes: the segment's index in info */
-	const uint16_t *find; /* how many changes there were when a bucket began */
+	/*
+	 * The segment that was the present when the zone was made: most of what is asked for, and all where there is no other. It
+	 * is known before the moment is, so a processor that guesses the answer right loses no time here.
+	 */
+	int64_t present;
+	uint64_t present_length;
+	const struct percpu__zone_info *present_info;
+	int64_t base; /* of the table: @buckets of 2^@shift seconds each */
+	const struct percpu__zone_bucket *table;
+	uint32_t shift, buckets, leaps, changes;
+	const int64_t *when; /* @changes moments, ascending */
+	const uint16_t *seg; /* one more than changes: the segment's index in info */
 	const struct percpu__zone_info *info;
 	const struct percpu__zone_leap *leap;
-	uint32_t shift, buckets, changes, leaps;
-	bool only_rule;                 /* there is no file */
-	bool ruled;                     /* from rule_from on there is a rule; */
+	bool only_rule; /* there is no file */
+	bool ruled;     /* from rule_from on there is a rule; */
 	int64_t rule_from;
-	int64_t rule_table, rule_end;   /* between these it is in the tables, else it is asked */
+	int64_t rule_table, rule_end; /* between these it is in the tables, else it is asked */
 	struct percpu__zone_rule rule;
 	uint16_t rule_info[2], last_info; /* what its halves are; after the file's last change */
-	struct percpu__zone_vars vars;  /* after tzset() */
-	struct percpu__zone *next;      /* of those of the same sum */
+	struct percpu__zone_vars vars;    /* after tzset() */
+	struct percpu__zone *next;        /* of those of the same sum */
 	uint64_t sum;
 	size_t source_size;
-	const unsigned char *source;    /* what it was compiled from */
+	const unsigned char *source; /* what it was compiled from */
 };
 
 /* A zone file's contents, checked. */
@@ -126,14 +140,18 @@ PERCPU_HIDDEN const struct percpu__zone_info *percpu__zone_at_far(const struct p
 
 static inline const struct percpu__zone_info *percpu__zone_at(const struct percpu__zone *zone, int64_t t)
 {
-	uint64_t bucket = ((uint64_t)t - (uint64_t)zone->base) >> zone->shift;
-	uint32_t i;
+	const struct percpu__zone_info *info = NULL;
+	uint64_t bucket;
 
-	if (__builtin_expect(bucket >= zone->buckets, 0))
-		return percpu__zone_at_far(zone, t);
-	for (i = zone->find[bucket]; zone->when[i] <= t; i++)
-		;
-	return &zone->info[zone->seg[i]];
+	if ((uint64_t)t - (uint64_t)zone->present < zone->present_length)
+		return zone->present_info;
+	bucket = ((uint64_t)t - (uint64_t)zone->base) >> zone->shift;
+	if (__builtin_expect(bucket < zone->buckets, 1)) {
+		const struct percpu__zone_bucket *found = &zone->table[bucket];
+
+		info = t < found->change ? found->before : found->after;
+	}
+	return __builtin_expect(info != NULL, 1) ? info : percpu__zone_at_far(zone, t);
 }
 
 /* How many leap seconds to take off; @hit: how many of them are just now, beyond second 59. */

@@ -7,9 +7,9 @@
 #include "libc/pages.h"
 #include "libc/zone.h"
 
-/* The table covers what is asked for often, from 1833 to 2106 at most, in buckets of half a year. */
-#define BUCKET_SHIFT 24
-#define TABLE_FIRST  (-(INT64_C(1) << 32))
+/* The table covers what is asked for often, from 1970 to 2106 at most, in buckets of 97 days. */
+#define BUCKET_SHIFT 23
+#define TABLE_FIRST  INT64_C(0)
 #define TABLE_LAST   (INT64_C(1) << 32)
 /* A rule is written out for so long, and asked about other years when these are. */
 #define RULE_FIRST   1970
@@ -285,31 +285,54 @@ static void plan_table(struct maker *maker)
 	int64_t last;
 
 	zone->changes = (uint32_t)maker->changes;
-	if (!maker->changes && !zone->ruled) {
-		zone->base = -(INT64_C(1) << 62);
-		zone->shift = 62;
-		zone->buckets = 2;
-		return;
-	}
-	zone->base = maker->when[0] < TABLE_FIRST ? TABLE_FIRST : maker->when[0];
-	if (zone->ruled && zone->rule_from < 0)
-		zone->base = 0;
+	zone->base = TABLE_FIRST;
 	last = zone->ruled && zone->rule_end < TABLE_LAST ? zone->rule_end : TABLE_LAST;
 	zone->shift = BUCKET_SHIFT;
-	zone->buckets = last > zone->base ? (uint32_t)((last - zone->base) >> BUCKET_SHIFT) : 0;
+	/* (Without changes all is present.) */
+	zone->buckets = maker->changes && last > zone->base ? (uint32_t)((last - zone->base) >> BUCKET_SHIFT) : 0;
 }
 
-static void fill_table(const struct percpu__zone *zone, uint16_t *find)
+static void fill_table(const struct percpu__zone *zone, struct percpu__zone_bucket *table)
 {
 	uint32_t i = 0;
 
 	for (uint32_t bucket = 0; bucket < zone->buckets; bucket++) {
 		int64_t start = (int64_t)((uint64_t)zone->base + ((uint64_t)bucket << zone->shift));
+		int64_t end = (int64_t)((uint64_t)start + (UINT64_C(1) << zone->shift));
+		uint32_t before;
 
 		while (i < zone->changes && zone->when[i] <= start)
 			i++;
-		find[bucket] = (uint16_t)i;
+		before = i;
+		while (i < zone->changes && zone->when[i] < end)
+			i++;
+		if (i - before < 2) {
+			table[bucket].change = i > before ? zone->when[before] : INT64_MAX;
+			table[bucket].before = &zone->info[zone->seg[before]];
+			table[bucket].after = &zone->info[zone->seg[i]];
+		}
 	}
+}
+
+static void find_present(struct percpu__zone *zone)
+{
+	int64_t last = INT64_MAX;
+	struct timespec now;
+	uint32_t i = 0;
+
+	percpu__sys4(SYS_clock_gettime, CLOCK_REALTIME, (long)&now, 0, 0);
+	while (i < zone->changes && zone->when[i] <= now.tv_sec)
+		i++;
+	if (zone->ruled) {
+		if (now.tv_sec < zone->rule_table || now.tv_sec >= zone->rule_end)
+			return;
+		last = zone->rule_end;
+	}
+	if (i < zone->changes)
+		last = zone->when[i];
+	zone->present = i ? zone->when[i - 1] : INT64_MIN;
+	zone->present_length = (uint64_t)last - (uint64_t)zone->present;
+	zone->present_info = &zone->info[zone->seg[i]];
 }
 
 static const char *moved(const char *name, const struct maker *maker, const char *text)
@@ -372,13 +395,14 @@ int32_t percpu__zone_leaps(const struct percpu__zone *zone, int64_t t, int *hit)
 }
 
 /* The block: the zone, then what is aligned most. */
-static struct percpu__zone *put_together(struct maker *maker, const struct percpu__zone_file *file, percpu__zone_get *get)
+static struct percpu__zone *put_together(struct maker *maker, const struct percpu__zone_file *file,
+					 percpu__zone_get *get)
 {
 	size_t leaps = file ? file->leaps : 0, n = maker->changes + 1;
 	struct percpu__zone *zone;
 	struct percpu__zone_info *info;
 	struct percpu__zone_leap *leap;
-	uint16_t *find;
+	struct percpu__zone_bucket *table;
 	int64_t *when;
 	uint16_t *seg;
 	char *text;
@@ -387,18 +411,17 @@ static struct percpu__zone *put_together(struct maker *maker, const struct percp
 		return NULL;
 	plan_table(maker);
 	zone = get(sizeof(*zone) + n * sizeof(*when) + maker->infos * sizeof(*info) + leaps * sizeof(*leap) +
-		   maker->zone.buckets * sizeof(*find) + n * sizeof(*seg) + maker->letters);
+		   maker->zone.buckets * sizeof(*table) + n * sizeof(*seg) + maker->letters);
 	if (!zone)
 		return NULL;
 	when = (void *)(zone + 1);
 	info = (void *)(when + n);
 	leap = (void *)(info + maker->infos);
-	find = (void *)(leap + leaps);
-	seg = (void *)(find + maker->zone.buckets);
+	table = (void *)(leap + leaps);
+	seg = (void *)(table + maker->zone.buckets);
 	text = (void *)(seg + n);
 	*zone = maker->zone;
-	memcpy(when, maker->when, n * sizeof(*when));
-	when[n - 1] = INT64_MAX;
+	memcpy(when, maker->when, maker->changes * sizeof(*when));
 	memcpy(seg, maker->seg, n * sizeof(*seg));
 	memcpy(text, maker->text, maker->letters);
 	for (size_t i = 0; i < maker->infos; i++) {
@@ -411,17 +434,19 @@ static struct percpu__zone *put_together(struct maker *maker, const struct percp
 		leap[i] = percpu__zone_file_leap(file, i);
 	zone->when = when;
 	zone->seg = seg;
-	zone->find = find;
+	zone->table = table;
 	zone->info = info;
 	zone->leap = leap;
 	zone->leaps = (uint32_t)leaps;
-	fill_table(zone, find);
+	fill_table(zone, table);
+	find_present(zone);
 	return zone;
 }
 
 static struct maker *start(size_t changes, size_t letters)
 {
-	size_t bytes = sizeof(struct maker) + changes * (sizeof(int64_t) + sizeof(struct percpu__zone_info) + 3) + letters;
+	size_t bytes =
+		sizeof(struct maker) + changes * (sizeof(int64_t) + sizeof(struct percpu__zone_info) + 3) + letters;
 	struct maker *maker = percpu__pages_get(bytes);
 
 	if (!maker)

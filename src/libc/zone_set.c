@@ -41,10 +41,9 @@ static char *chunk;
 static size_t left;
 
 /* What there is when there is no memory for anything else. */
-static const int64_t utc_when[1] = { INT64_MAX };
 static const uint16_t utc_seg[1] = { 0 };
 static const struct percpu__zone_info utc_info = { .name = "UTC", .vars = { { "UTC", "UTC" }, 0, 0 } };
-static const struct percpu__zone utc = { .when = utc_when, .seg = utc_seg, .info = &utc_info, .vars = { { "UTC", "UTC" }, 0, 0 } };
+static const struct percpu__zone utc = { .seg = utc_seg, .info = &utc_info, .vars = { { "UTC", "UTC" }, 0, 0 } };
 static struct percpu__zone_setting no_memory = { .zone = &utc, .path = "", .rules = "" };
 
 __attribute__((constructor)) static void start(void)
@@ -179,8 +178,9 @@ static bool read_all(int fd, struct contents *contents)
 /* False: there is no such file of a sensible size. Who changes it in place while it is read gets what there is at last. */
 static bool read_file(const char *path, struct contents *contents)
 {
-	long fd = *path ? percpu__sys4(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0) :
-			  -ENOENT;
+	long fd =
+		*path ? percpu__sys4(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0)
+		      : -ENOENT;
 	struct stat status, after;
 	bool whole = false;
 
@@ -238,7 +238,8 @@ static struct percpu__zone *make(const struct recipe *recipe)
 
 static struct percpu__zone *find_or_make(const struct recipe *recipe)
 {
-	size_t text = recipe->text ? strlen(recipe->text) + 1 : 0, size = recipe->contents->bytes ? recipe->contents->size : 0;
+	size_t text = recipe->text ? strlen(recipe->text) + 1 : 0,
+	       size = recipe->contents->bytes ? recipe->contents->size : 0;
 	uint64_t sum = sum_of(sum_of(mix(1, text), recipe->text, text), recipe->contents->bytes, size);
 	struct percpu__zone *zone = zones[sum % HEADS];
 	unsigned char *source;

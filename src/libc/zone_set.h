@@ -14,8 +14,8 @@ struct percpu__zone_setting {
 	const char *text;                  /* TZ without a colon; NULL: it was not set */
 	const char *path;                  /* where a file of that name would be; "": nowhere */
 	const char *rules;                 /* "posixrules", if they are needed; or "" */
-	uint64_t identity;                 /* of the files, when zone was made from them; whoever finds them touched writes */
-	bool watched;                      /* the files are looked at each time, not only when TZ changes */
+	uint64_t identity; /* of the files, when zone was made from them; whoever finds them touched writes */
+	bool watched;      /* the files are looked at each time, not only when TZ changes */
 };
 
 /* What localtime_r() goes by. NULL: nobody has asked yet. */

@@ -21,7 +21,7 @@
 #include "libc/calendar.h"
 #include "libc/zone_set.h"
 
-#define ZONES "/usr/share/zoneinfo/"
+#define ZONES  "/usr/share/zoneinfo/"
 #define SUMMER 1720000000
 
 static char folder[] = "/tmp/percpu-changes-XXXXXX";
@@ -198,8 +198,10 @@ static void trust(void **state)
 /* Names that are no files, or not such ones. */
 static void no_files(void **state)
 {
-	static const char *const texts[] = { "Europe", "/etc/passwd", "/nowhere", "/dev/zero", "/dev/null", "../", ".", ":",
-					     "::", "Etc/GMT+25", "zone.tab", "Europe/Paris/", "a b", "\xff\xfe" };
+	static const char *const texts[] = { "Europe",    "/etc/passwd", "/nowhere", "/dev/zero",
+					     "/dev/null", "../",         ".",        ":",
+					     "::",        "Etc/GMT+25",  "zone.tab", "Europe/Paris/",
+					     "a b",       "\xff\xfe" };
 	char text[6000];
 
 	(void)state;
@@ -259,9 +261,13 @@ static int remove_folder(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(variable), cmocka_unit_test(others_that_look), cmocka_unit_test(trust),
-		cmocka_unit_test_setup_teardown(file_of_variable, make_folder, remove_folder), cmocka_unit_test(no_files),
-		cmocka_unit_test(bounded), cmocka_unit_test(default_file),
+		cmocka_unit_test(variable),
+		cmocka_unit_test(others_that_look),
+		cmocka_unit_test(trust),
+		cmocka_unit_test_setup_teardown(file_of_variable, make_folder, remove_folder),
+		cmocka_unit_test(no_files),
+		cmocka_unit_test(bounded),
+		cmocka_unit_test(default_file),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -21,8 +21,8 @@
 #define READERS 4
 #define MOMENTS 512
 
-static const char *const zones[] = { "Europe/Paris", "Asia/Kathmandu", "<-03>3<-02>,M3.5.0/-2,M10.5.0/-1", "right/America/New_York",
-				     "Australia/Lord_Howe" };
+static const char *const zones[] = { "Europe/Paris", "Asia/Kathmandu", "<-03>3<-02>,M3.5.0/-2,M10.5.0/-1",
+				     "right/America/New_York", "Australia/Lord_Howe" };
 #define ZONES (sizeof(zones) / sizeof(zones[0]))
 
 static time_t moment[MOMENTS];

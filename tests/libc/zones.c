@@ -107,9 +107,9 @@ static void check_vars(const char *what, int64_t t, const struct vars *ours, con
 		return;
 	if (different++ > 20)
 		return;
-	printf("TZ=%s: %s %" PRId64 "\n   ours  %s %s %ld %d\n   libc  %s %s %ld %d\n", zone ? zone : "(unset)", what, t,
-	       ours->name[0], ours->name[1], ours->west, ours->daylight, theirs->name[0], theirs->name[1], theirs->west,
-	       theirs->daylight);
+	printf("TZ=%s: %s %" PRId64 "\n   ours  %s %s %ld %d\n   libc  %s %s %ld %d\n", zone ? zone : "(unset)", what,
+	       t, ours->name[0], ours->name[1], ours->west, ours->daylight, theirs->name[0], theirs->name[1],
+	       theirs->west, theirs->daylight);
 }
 
 static void check_moment(int64_t moment)
