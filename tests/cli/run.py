@@ -803,6 +803,32 @@ class Started(Case):
         self.assertLessEqual(new, {"LD_PRELOAD", "PERCPU_MALLOC_SESSION"})
         self.assertEqual(under.splitlines()[1], count)
 
+    def test_libc(self):
+        """Functions of the C library, with the allocator and without, once."""
+        library = os.path.realpath(os.path.join(os.path.dirname(ALLOCATOR), "..", "libc", "libpercpu-libc.so"))
+        if not os.path.exists(library):
+            self.skipTest("libpercpu-libc was not built")
+        show = ["--", "sh", "-c", "echo $LD_PRELOAD"]
+        both = f"{os.path.realpath(ALLOCATOR)}:{library}"
+        for before, expected in ((["run", "--libc"], both), (["run", "--libc", "--no-malloc"], library),
+                                 (["run", "--libc", "--", PERCPU, "run", "--libc"], both),
+                                 (["run", "--libc", "--", PERCPU, "run"], both),
+                                 (["run", "--", PERCPU, "run", "--libc", "--no-malloc"], f"{library}:{os.path.realpath(ALLOCATOR)}"),
+                                 (["stat", "-q", "--", PERCPU, "run", "--libc"], f"{os.path.realpath(PRELOAD)}:{both}")):
+            done = run(*before, *show)
+            self.assertEqual((done.returncode, done.stdout.decode().strip()), (0, expected), before)
+        done = run("run", "--libc", "--stats", *show)
+        self.assertEqual(done.stdout.decode().strip(), both)
+        self.assertIn(b"SIZE", done.stderr)
+        for wrong in (["--no-malloc"], ["--no-malloc", "--libc", "--stats"], ["--libc", "--option", "zero", "--no-malloc"]):
+            done = run("run", *wrong, *show)
+            self.assertEqual((done.returncode, done.stdout), (2, b""), wrong)
+            self.assertIn(b"--no-malloc", done.stderr)
+        if STATIC:
+            done = run("run", "--libc", "--no-malloc", "--", STATIC)
+            self.assertEqual(done.returncode, 125)
+            self.assertIn(b"functions cannot be preloaded", done.stderr)
+
     def test_terminal_is_standard_input(self):
         done = run("run", "--stats", "--", "cat", input=b"text")
         self.assertEqual((done.returncode, done.stdout), (0, b"text"))
