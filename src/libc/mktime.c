@@ -37,7 +37,7 @@ static __thread int64_t last_universal __attribute__((tls_model("initial-exec"))
 static int64_t shown(const struct tm *tm)
 {
 	return (percpu__year_start(tm->tm_year + INT64_C(1900)) + tm->tm_yday) * DAY + tm->tm_hour * INT64_C(3600) +
-	       tm->tm_min * 60 + tm->tm_sec;
+	       tm->tm_min * INT64_C(60) + tm->tm_sec;
 }
 
 static int64_t asked(const struct tm *tm, int seconds)

@@ -317,7 +317,7 @@ static void fill_table(const struct percpu__zone *zone, struct percpu__zone_buck
 static void find_present(struct percpu__zone *zone)
 {
 	int64_t last = INT64_MAX;
-	struct timespec now;
+	struct timespec now = { 0, 0 };
 	uint32_t i = 0;
 
 	percpu__sys4(SYS_clock_gettime, CLOCK_REALTIME, (long)&now, 0, 0);
@@ -482,7 +482,7 @@ struct percpu__zone *percpu__zone_make(const struct percpu__zone_file *file, con
 		add_file(maker);
 		if (rule && maker->changes)
 			add_rule(maker, maker->when[maker->changes - 1]);
-	} else {
+	} else if (rule) {
 		maker->zone.only_rule = true;
 		add_rule(maker, INT64_MIN);
 		maker->zone.vars = maker->info[0].vars;

@@ -221,7 +221,7 @@ static int64_t day_of(const struct percpu__zone_change *change, int64_t year)
 	length = before[change->month] + (change->month > 1 && leap) - first;
 	/* 1 January 1970 was a Thursday; years of 400 are whole weeks. */
 	weekday = (percpu__year_start((year % 400 + 400) % 400 + 2000) + first + 4) % 7;
-	day = (change->day - weekday + 7) % 7 + 7 * (change->week - 1);
+	day = (change->day - weekday + 7) % 7 + INT64_C(7) * (change->week - 1);
 	return first + (day < length ? day : day - 7);
 }
 

@@ -106,7 +106,7 @@ static uint64_t identity_of_status(const struct stat *status)
 /* 0: it is not there. */
 static uint64_t identity_of_file(const char *path)
 {
-	struct stat status;
+	struct stat status = { 0 };
 
 	if (!*path || percpu__sys4(SYS_newfstatat, AT_FDCWD, (long)path, (long)&status, 0))
 		return 0;

@@ -817,7 +817,7 @@ class Started(Case):
                                  (["stat", "-q", "--", PERCPU, "run", "--libc"], f"{os.path.realpath(PRELOAD)}:{both}")):
             done = run(*before, *show)
             self.assertEqual((done.returncode, done.stdout.decode().strip()), (0, expected), before)
-        done = run("run", "--libc", "--stats", *show)
+        done = run("run", "--libc", "--stats", "--", sys.executable, "-c", "import os; print(os.environ['LD_PRELOAD'])")
         self.assertEqual(done.stdout.decode().strip(), both)
         self.assertIn(b"SIZE", done.stderr)
         for wrong in (["--no-malloc"], ["--no-malloc", "--libc", "--stats"], ["--libc", "--option", "zero", "--no-malloc"]):

@@ -15,11 +15,13 @@
 
 #define BEGINNING 1600000000
 
-static struct job {
+struct job {
 	pthread_t thread;
 	unsigned id;
 	uint64_t sum;
-} *jobs;
+};
+
+static struct job *jobs;
 static unsigned threads;
 static long lines, known;
 static const char **line;
