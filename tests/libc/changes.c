@@ -218,6 +218,17 @@ static void no_files(void **state)
 	look(NULL, NULL);
 }
 
+static long pages_in_use(void)
+{
+	FILE *file = fopen("/proc/self/statm", "r");
+	long all;
+
+	assert_non_null(file);
+	assert_int_equal(fscanf(file, "%ld", &all), 1);
+	fclose(file);
+	return all;
+}
+
 /* The same zones again and again take no more memory. */
 static void bounded(void **state)
 {
@@ -227,28 +238,44 @@ static void bounded(void **state)
 
 	(void)state;
 	for (int round = 0; round < 2000; round++) {
-		FILE *file;
-		long all;
-
 		for (size_t i = 0; i < 4; i++) {
 			setenv("TZ", texts[i], 1);
 			assert_non_null(percpu__localtime(&t));
 		}
-		if (round != 1 && round != 1999)
-			continue;
-		file = fopen("/proc/self/statm", "r");
-		assert_non_null(file);
-		assert_int_equal(fscanf(file, "%ld", &all), 1);
-		pages[round != 1] = all;
-		fclose(file);
+		if (round == 1 || round == 1999)
+			pages[round != 1] = pages_in_use();
 	}
 	assert_int_equal(pages[0], pages[1]);
+	tzset();
+}
+
+/* Nor does the same zone from a file that is written anew each time. */
+static void bounded_files(void **state)
+{
+	char path[300];
+	time_t t = SUMMER;
+	long before = 0;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/Here", folder);
+	for (int round = 0; round < 300; round++) {
+		write_file(path, round & 1 ? ZONES "Europe/Paris" : ZONES "Asia/Tokyo");
+		setenv("TZ", path, 1);
+		assert_int_equal(percpu__localtime(&t)->tm_gmtoff, round & 1 ? 7200 : 32400);
+		setenv("TZ", "UTC0", 1);
+		assert_int_equal(percpu__localtime(&t)->tm_gmtoff, 0);
+		if (round == 2)
+			before = pages_in_use();
+	}
+	assert_int_equal(pages_in_use(), before);
+	unlink(path);
 	tzset();
 }
 
 static int make_folder(void **state)
 {
 	(void)state;
+	strcpy(folder, "/tmp/percpu-changes-XXXXXX");
 	return !mkdtemp(folder);
 }
 
@@ -265,6 +292,7 @@ int main(void)
 		cmocka_unit_test(others_that_look),
 		cmocka_unit_test(trust),
 		cmocka_unit_test_setup_teardown(file_of_variable, make_folder, remove_folder),
+		cmocka_unit_test_setup_teardown(bounded_files, make_folder, remove_folder),
 		cmocka_unit_test(no_files),
 		cmocka_unit_test(bounded),
 		cmocka_unit_test(default_file),

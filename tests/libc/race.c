@@ -111,6 +111,12 @@ int main(int argc, char **argv)
 		for (int i = 0; i < MOMENTS; i++)
 			localtime_r(&moment[i], &expected[z][i]);
 	}
+	for (size_t z = 0; z < ZONES; z++)
+		for (size_t y = 0; y < z; y++)
+			if (expected[z][0].tm_gmtoff == expected[y][0].tm_gmtoff) {
+				printf("two zones are alike: %s, %s\n", zones[y], zones[z]);
+				return 1;
+			}
 	signal(SIGALRM, handler);
 	setitimer(ITIMER_REAL, &often, NULL);
 	for (int i = 0; i < READERS; i++)

@@ -99,6 +99,32 @@ static void note(struct vars *vars)
 	vars->daylight = daylight;
 }
 
+/* So that it shows who does not set them; and as the C library left them, which relies on that. */
+struct saved {
+	char *name[2];
+	long west;
+	int daylight;
+};
+
+static struct saved scribble(void)
+{
+	static char nothing[] = "?";
+	struct saved saved = { { tzname[0], tzname[1] }, timezone, daylight };
+
+	tzname[0] = tzname[1] = nothing;
+	timezone = 4711;
+	daylight = 47;
+	return saved;
+}
+
+static void restore(const struct saved *saved)
+{
+	tzname[0] = saved->name[0];
+	tzname[1] = saved->name[1];
+	timezone = saved->west;
+	daylight = saved->daylight;
+}
+
 static void check_vars(const char *what, int64_t t, const struct vars *ours, const struct vars *theirs)
 {
 	compared++;
@@ -117,6 +143,7 @@ static void check_moment(int64_t moment)
 	struct tm ours, theirs, *a, *b;
 	int our_error = 0, their_error = 0;
 	struct vars our_vars, their_vars;
+	struct saved saved;
 	time_t t = moment;
 
 	errno = 0;
@@ -128,9 +155,11 @@ static void check_moment(int64_t moment)
 	b = localtime(&t);
 	their_error = errno;
 	note(&their_vars);
+	saved = scribble();
 	a = percpu__localtime(&t);
 	our_error = errno;
 	note(&our_vars);
+	restore(&saved);
 	check_fields("localtime", t, a, our_error, b, their_error);
 	if (b)
 		check_vars("localtime's variables", t, &our_vars, &their_vars);
@@ -146,16 +175,19 @@ static void check_back(const struct tm *from, bool local)
 	struct tm ours = *from, theirs = *from;
 	int our_error, their_error;
 	struct vars our_vars, their_vars;
+	struct saved saved;
 	time_t a, b;
 
 	errno = 0;
 	b = local ? mktime(&theirs) : timegm(&theirs);
 	their_error = errno;
 	note(&their_vars);
+	saved = scribble();
 	errno = 0;
 	a = local ? percpu__mktime(&ours) : percpu__timegm(&ours);
 	our_error = errno;
 	note(&our_vars);
+	restore(&saved);
 	compared++;
 	if (a != b || (a == -1 && !our_error != !their_error)) {
 		if (different < 20)
