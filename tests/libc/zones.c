@@ -203,13 +203,14 @@ static void check_back(const struct tm *from, bool local)
 }
 
 /* What a clock shows there, and what it does not: with each answer to whether it is summer. */
-static void check_clock(int64_t moment, bool odd)
+static void check_clock(int64_t moment, int minutes, bool odd)
 {
 	time_t t = moment;
 	struct tm tm;
 
 	if (!localtime_r(&t, &tm))
 		return;
+	tm.tm_min += minutes;
 	if (odd) {
 		tm.tm_sec += (int)between(-100, 100);
 		tm.tm_min += (int)between(-100, 100);
@@ -229,9 +230,14 @@ static void check_around(int64_t moment)
 	for (int d = -2; d <= 2; d++)
 		check_moment(moment + d);
 	for (int d = -1; d <= 1; d++) {
-		check_clock(moment + d, false);
-		check_clock(moment + d * 3600, false);
-		check_clock(moment - 1800 + d * 3600, false);
+		check_clock(moment + d, 0, false);
+		check_clock(moment + d * 3600, 0, false);
+		check_clock(moment - 1800 + d * 3600, 0, false);
+	}
+	/* What no clock shows, from both sides; and further on. */
+	for (int minutes = 1; minutes < 200; minutes *= 5) {
+		check_clock(moment - 1, minutes, false);
+		check_clock(moment, -minutes, false);
 	}
 }
 
@@ -317,7 +323,7 @@ static void check_random(long n)
 
 		check_moment(t);
 		if (i % 4 == 0)
-			check_clock(t, i % 8);
+			check_clock(t, 0, i % 8);
 	}
 }
 
