@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT */
+/* dl_iterate_phdr(3) without the loader's lock, see phdr.c. */
+#ifndef PERCPU_SRC_LIBC_PHDR_H
+#define PERCPU_SRC_LIBC_PHDR_H
+
+#include <link.h>
+
+#include <percpu/base.h>
+
+/* As the C library's. Takes no lock while the objects that the process began with are the only ones. */
+PERCPU_HIDDEN int percpu__dl_iterate_phdr(int (*callback)(struct dl_phdr_info *, size_t, void *), void *data);
+
+#endif

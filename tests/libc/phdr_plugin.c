@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: MIT */
+/* What tests/libc/phdr.c loads and unloads, with or without thread-local storage. */
+#ifdef PLUGIN_TLS
+__thread int plugin_word[100] = { 1 };
+#else
+int plugin_word[100] = { 1 };
+#endif
