@@ -31,7 +31,8 @@
 #include "base/sys.h"
 #include "libc/phdr.h"
 
-#define WORDS 16
+/* Words of the loader's that happen to have the same value: one, two in most programs before they load anything. */
+#define FEW 4
 
 typedef int callback_fn(struct dl_phdr_info *, size_t, void *);
 typedef int iterate_fn(callback_fn *, void *);
@@ -42,23 +43,19 @@ struct object {
 	ptrdiff_t tls;            /* from the thread pointer, where there is a module */
 };
 
-/* Words of the loader, one of which counts what was added. Never changed once it is published. */
-struct words {
-	unsigned count;
-	const uint64_t *at[WORDS];
+/* What a walk looks at: in one place, and never changed once it is published. */
+struct view {
+	const uint64_t
+		*words[FEW]; /* of the loader, one of which counts what was added; the last ones may be the same */
+	struct link_map *const *next; /* behind the last of those that stay */
+	const int *version;
+	const struct object *objects, *end;
+	uint64_t count;
 };
 
-/* Made by the constructor; constant after. */
-static struct {
-	struct object *objects;
-	unsigned count;
-	const struct link_map *last;
-	const struct r_debug *debug;
-} table;
-
-/* The words now believed; NULL: not known (yet, or ever). The next one has fewer, so these are enough. */
-static const struct words *words;
-static struct words all_words[WORDS + 1];
+/* The view now believed; NULL: none (yet, or for ever). The next one has fewer words, so these are enough. */
+static const struct view *view;
+static struct view all_views[FEW];
 static uint32_t narrowing; /* a lock, only tried */
 
 static uintptr_t real_known;
@@ -76,58 +73,72 @@ static iterate_fn *real(void)
 	return (iterate_fn *)next;
 }
 
-static bool others_are_loaded(void)
+static inline bool others_are_loaded(const struct view *v)
 {
-	return __atomic_load_n(&table.last->l_next, __ATOMIC_ACQUIRE) ||
-	       __atomic_load_n(&table.debug->r_version, __ATOMIC_ACQUIRE) != 1;
+	return __atomic_load_n(v->next, __ATOMIC_ACQUIRE) || __atomic_load_n(v->version, __ATOMIC_ACQUIRE) != 1;
 }
 
-/* How many were ever added, if that is known and no other than ours are there. */
-static inline bool look(const struct words *from, uint64_t *adds)
+static inline bool agree(const struct view *v, uint64_t adds)
 {
-	uint64_t first = __atomic_load_n(from->at[0], __ATOMIC_ACQUIRE);
+	uint64_t different = 0;
 
-	if (others_are_loaded())
-		return false;
-	/* Last, so that nothing was added between this and the first: then they were the only ones with that count. */
-	for (unsigned i = 0; i < from->count; i++)
-		if (__atomic_load_n(from->at[i], __ATOMIC_ACQUIRE) != first)
-			return false;
-	*adds = first;
-	return true;
+#pragma GCC unroll 4
+	for (unsigned i = 0; i < FEW; i++)
+		different |= __atomic_load_n(v->words[i], __ATOMIC_ACQUIRE) ^ adds;
+	return !different;
 }
 
-/* Under the loader's lock: which of @from have the value. */
+/* Under the loader's lock: which of a view's words have the value. Those that do not are replaced by one that does. */
 struct narrow {
-	const struct words *from;
-	struct words *to;
+	const struct view *from;
+	struct view *to;
 };
 
 static int narrow_down(struct dl_phdr_info *info, size_t size, void *data)
 {
 	struct narrow *n = data;
+	const uint64_t *right = NULL;
 
 	(void)size;
-	for (unsigned i = 0; i < n->from->count; i++)
-		if (*n->from->at[i] == info->dlpi_adds)
-			n->to->at[n->to->count++] = n->from->at[i];
+	for (unsigned i = 0; i < FEW; i++)
+		if (*n->from->words[i] == info->dlpi_adds)
+			right = n->from->words[i];
+	for (unsigned i = 0; i < FEW; i++)
+		n->to->words[i] = *n->from->words[i] == info->dlpi_adds ? n->from->words[i] : right;
 	return 1;
 }
 
-/* The words did not agree. A signal handler that comes in between leaves it to those that follow. */
-static void look_again(const struct words *now)
+static unsigned different_words(const struct view *v)
 {
-	struct narrow narrow = { now, NULL };
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < FEW; i++) {
+		bool first = true;
+
+		for (unsigned j = 0; j < i; j++)
+			first &= v->words[i] != v->words[j];
+		n += first;
+	}
+	return n;
+}
+
+/* The words did not agree. A signal handler that comes in between leaves it to those that follow. */
+static void look_again(const struct view *now)
+{
+	struct narrow narrow = { now, (struct view *)now + 1 };
 	uint32_t free = 0;
 
 	if (!__atomic_compare_exchange_n(&narrowing, &free, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 		return;
-	if (__atomic_load_n(&words, __ATOMIC_RELAXED) == now) {
-		narrow.to = (struct words *)now + 1;
-		narrow.to->count = 0;
-		real()(narrow_down, &narrow);
-		if (narrow.to->count < now->count)
-			__atomic_store_n(&words, narrow.to->count ? narrow.to : NULL, __ATOMIC_RELEASE);
+	if (__atomic_load_n(&view, __ATOMIC_RELAXED) == now) {
+		if (different_words(now) > 1) {
+			*narrow.to = *now;
+			real()(narrow_down, &narrow);
+		}
+		if (different_words(now) == 1 || !narrow.to->words[0])
+			__atomic_store_n(&view, NULL, __ATOMIC_RELEASE);
+		else if (different_words(narrow.to) < different_words(now))
+			__atomic_store_n(&view, narrow.to, __ATOMIC_RELEASE);
 	}
 	__atomic_store_n(&narrowing, 0, __ATOMIC_RELEASE);
 }
@@ -136,7 +147,7 @@ static void look_again(const struct words *now)
 struct rest {
 	callback_fn *callback;
 	void *data;
-	unsigned done;
+	uint64_t done;
 };
 
 static int pass_on(struct dl_phdr_info *info, size_t size, void *data)
@@ -150,42 +161,62 @@ static int pass_on(struct dl_phdr_info *info, size_t size, void *data)
 	return rest->callback(info, size, rest->data);
 }
 
-int percpu__dl_iterate_phdr(callback_fn *callback, void *data)
+/* The callback has loaded an object, or another thread did: goes on as with the lock, which the callback's thread may take again. */
+static __attribute__((noinline)) int walk_rest(callback_fn *callback, void *data, uint64_t done)
 {
-	const struct words *from = __atomic_load_n(&words, __ATOMIC_ACQUIRE);
-	uint64_t adds;
+	struct rest rest = { callback, data, done };
 
-	if (from && look(from, &adds)) {
-		const char *thread = __builtin_thread_pointer();
+	return real()(pass_on, &rest);
+}
 
-		for (unsigned i = 0; i < table.count; i++) {
-			struct dl_phdr_info info = table.objects[i].info;
-			int rc;
-
-			/* The callback may have loaded one: it sees the same as with the lock, which is its own to take again. */
-			if (i && !look(from, &adds)) {
-				struct rest rest = { callback, data, i };
-
-				return real()(pass_on, &rest);
-			}
-			info.dlpi_adds = adds;
-			info.dlpi_subs = adds - table.count;
-			info.dlpi_tls_data = info.dlpi_tls_modid ? (void *)(thread + table.objects[i].tls) : NULL;
-			rc = callback(&info, sizeof(info), data);
-			if (rc)
-				return rc;
-		}
-		return 0;
-	}
-	if (from && !others_are_loaded())
-		look_again(from);
+/* Not in the walk's function, whose last call would not be a jump. */
+static __attribute__((noinline)) int walk_with_lock(callback_fn *callback, void *data, const struct view *v)
+{
+	if (v && !others_are_loaded(v))
+		look_again(v);
 	/* A jump: the C library looks at its caller to know which namespace's objects to tell of. */
 	return real()(callback, data);
 }
 
+int percpu__dl_iterate_phdr(callback_fn *callback, void *data)
+{
+	const struct view *v = __atomic_load_n(&view, __ATOMIC_ACQUIRE);
+	const char *thread = __builtin_thread_pointer();
+	uint64_t adds;
+
+	if (__builtin_expect(!v, 0))
+		return walk_with_lock(callback, data, NULL);
+	adds = __atomic_load_n(v->words[0], __ATOMIC_ACQUIRE);
+	/* The words last: nothing was added since the first was read, so when `next` was, there was this count and no other object. */
+	if (__builtin_expect(others_are_loaded(v) || !agree(v, adds), 0))
+		return walk_with_lock(callback, data, v);
+	for (const struct object *object = v->objects;;) {
+		struct dl_phdr_info info;
+		size_t modid = object->info.dlpi_tls_modid;
+		int rc;
+
+		/* One by one: a copy in larger pieces would hold up who reads a field. */
+		info.dlpi_addr = object->info.dlpi_addr;
+		info.dlpi_name = object->info.dlpi_name;
+		info.dlpi_phdr = object->info.dlpi_phdr;
+		info.dlpi_phnum = object->info.dlpi_phnum;
+		info.dlpi_adds = adds;
+		info.dlpi_subs = adds - v->count;
+		info.dlpi_tls_modid = modid;
+		info.dlpi_tls_data = modid ? (void *)(thread + object->tls) : NULL;
+		rc = callback(&info, sizeof(info), data);
+		if (rc)
+			return rc;
+		if (++object == v->end && !__atomic_load_n(v->next, __ATOMIC_ACQUIRE))
+			return 0;
+		if (__builtin_expect(!agree(v, adds) || object == v->end, 0))
+			return walk_rest(callback, data, (uint64_t)(object - v->objects));
+	}
+}
+
 /* The table. */
 
-static const ElfW(Dyn) *dynamic_of(const struct dl_phdr_info *info)
+static const ElfW(Dyn) * dynamic_of(const struct dl_phdr_info *info)
 {
 	for (unsigned i = 0; i < info->dlpi_phnum; i++)
 		if (info->dlpi_phdr[i].p_type == PT_DYNAMIC)
@@ -193,7 +224,7 @@ static const ElfW(Dyn) *dynamic_of(const struct dl_phdr_info *info)
 	return NULL;
 }
 
-static const char *strings_of(const struct dl_phdr_info *info, const ElfW(Dyn) *dynamic)
+static const char *strings_of(const struct dl_phdr_info *info, const ElfW(Dyn) * dynamic)
 {
 	for (; dynamic && dynamic->d_tag != DT_NULL; dynamic++)
 		if (dynamic->d_tag == DT_STRTAB) {
@@ -270,20 +301,20 @@ struct making {
 	bool wrong;
 };
 
-static void find_words(const struct making *making)
+/* False: there are none, or too many to tell. */
+static bool find_words(const struct making *making)
 {
-	struct words *found = &all_words[0];
+	unsigned found = 0;
 
-	found->count = 0;
 	for (size_t i = 0; i < making->state_words; i++) {
 		if (making->state[i] != making->adds)
 			continue;
-		if (found->count == WORDS) {
-			found->count = 0;
-			return;
-		}
-		found->at[found->count++] = &making->state[i];
+		if (found == FEW)
+			return false;
+		for (unsigned j = found++; j < FEW; j++)
+			all_views[0].words[j] = &making->state[i];
 	}
+	return found;
 }
 
 static int count_one(struct dl_phdr_info *info, size_t size, void *data)
@@ -310,7 +341,7 @@ static int note(struct dl_phdr_info *info, size_t size, void *data)
 	if (!making->count) {
 		making->adds = info->dlpi_adds;
 		making->subs = info->dlpi_subs;
-		find_words(making);
+		making->wrong = !find_words(making);
 	}
 	object->info = *info;
 	object->tls = (const char *)info->dlpi_tls_data - (const char *)__builtin_thread_pointer();
@@ -324,7 +355,7 @@ static int find_debug(struct dl_phdr_info *info, size_t size, void *data)
 	(void)size;
 	for (const ElfW(Dyn) *dynamic = dynamic_of(info); dynamic && dynamic->d_tag != DT_NULL; dynamic++)
 		if (dynamic->d_tag == DT_DEBUG)
-			*(uintptr_t *)data = (uintptr_t)dynamic->d_un.d_ptr;
+			*(const struct r_debug **)data = (const struct r_debug *)(uintptr_t)dynamic->d_un.d_ptr;
 	return 1; /* the program is the first */
 }
 
@@ -355,9 +386,10 @@ static bool suits(void)
 }
 
 /* The objects, in memory of their own; false: they could not be told for certain. */
-static bool make_table(struct making *making)
+static bool make_table(struct making *making, const struct r_debug *debug)
 {
-	const struct link_map *last = table.debug->r_map;
+	struct view *v = &all_views[0];
+	struct link_map *last = debug->r_map;
 	unsigned initial;
 	bool *marks;
 
@@ -369,34 +401,35 @@ static bool make_table(struct making *making)
 	initial = count_initial(making->objects, marks, making->count);
 	for (unsigned i = 1; i < initial; i++)
 		last = last->l_next;
-	table.objects = making->objects;
-	table.count = initial;
-	table.last = last;
-	return all_words[0].count != 0;
+	v->next = &last->l_next;
+	v->version = &debug->r_version;
+	v->objects = making->objects;
+	v->end = making->objects + initial;
+	v->count = initial;
+	return true;
 }
 
 __attribute__((constructor)) static void start(void)
 {
 	struct making making = { 0 };
-	uintptr_t debug = 0;
+	const struct r_debug *debug = NULL;
 	size_t size;
 	void *memory;
 
 	if (!suits() || !find_state(&making))
 		return;
 	real()(find_debug, &debug);
-	if (!debug || ((const struct r_debug *)debug)->r_version != 1)
+	if (!debug || debug->r_version != 1)
 		return;
-	table.debug = (const struct r_debug *)debug;
 	real()(count_one, &making.room);
 	size = making.room * (sizeof(struct object) + sizeof(bool));
 	memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED)
 		return;
 	making.objects = memory;
-	making.map = table.debug->r_map;
-	if (make_table(&making))
-		__atomic_store_n(&words, &all_words[0], __ATOMIC_RELEASE);
+	making.map = debug->r_map;
+	if (make_table(&making, debug))
+		__atomic_store_n(&view, &all_views[0], __ATOMIC_RELEASE);
 	else
 		munmap(memory, size);
 }

@@ -3,7 +3,8 @@
 #include "libc/phdr.h"
 
 /* A jump, so that the C library's function, which may follow, sees the caller. */
-__attribute__((visibility("default"))) int dl_iterate_phdr(int (*callback)(struct dl_phdr_info *, size_t, void *), void *data)
+__attribute__((visibility("default"))) int dl_iterate_phdr(int (*callback)(struct dl_phdr_info *, size_t, void *),
+							   void *data)
 {
 	return percpu__dl_iterate_phdr(callback, data);
 }
