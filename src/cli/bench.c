@@ -68,6 +68,11 @@ const struct bench *const bench_all[] = {
 	&bench_localtime_r_summer,
 	&bench_localtime,
 	&bench_mktime,
+	&bench_dl_iterate_phdr,
+	&bench_dl_iterate_phdr_all,
+	&bench_gettext,
+	&bench_pthread_getattr_default_np,
+	&bench_thread_create,
 #endif
 	&bench_malloc[BENCH_MALLOC_PAIR_16],
 	&bench_malloc[BENCH_MALLOC_PAIR_64],

@@ -15,9 +15,9 @@
  * library does; there is a limit, beyond which messages that have no copy yet are left to it. Where places are used up, a newer
  * answer takes that of an older one.
  *
- * The name of the process's locale belongs to setlocale, which frees it. So that is never read, only its address compared:
- * while the counter stays, so does the name. That of a thread's own locale can be read, because it must not be freed while it
- * is in use; it must be, because nobody counts when the next locale is made at the same address.
+ * The name of the process's locale belongs to setlocale, which frees it, and counts. So it is never read: while the counter
+ * stays, so does the name; only whether it is "C" is noted, from its address. That of a thread's own locale can be read,
+ * because it must not be freed while it is in use; and it must be, for nobody counts when the thread gets another one.
  */
 #include <dlfcn.h>
 #include <gnu/libc-version.h>
@@ -71,6 +71,9 @@ struct question {
 
 extern int _nl_msg_cat_cntr;
 
+#define READ(word)         __atomic_load_n(&(word), __ATOMIC_RELAXED)
+#define WRITE(word, value) __atomic_store_n(&(word), value, __ATOMIC_RELAXED)
+
 static struct place table[SETS][WAYS] __attribute__((aligned(64)));
 
 /* The writer's: one at a time, and who finds another one there does without. */
@@ -82,6 +85,8 @@ static uint64_t used;
 static unsigned turn;
 
 static const char *c_name; /* the name that the locale "C" has wherever it is set; NULL: no answer is kept */
+/* For each category the last counter, and 1 above it, with which the process's locale was "C". */
+static uint64_t c_counter[LC_IDENTIFICATION + 1];
 
 typedef char *dcgettext_fn(const char *, const char *, int);
 typedef char *dcngettext_fn(const char *, const char *, const char *, unsigned long, int);
@@ -106,7 +111,8 @@ static uintptr_t find_next(uintptr_t *known, const char *name)
 #define NEXT(name) ((name##_fn *)find_next(&next.name, #name))
 
 /* False: only the C library knows. */
-static inline bool ask(struct question *q, const char *domain, const char *msgid, int category, uint32_t kind, uint64_t n)
+static inline bool ask(struct question *q, const char *domain, const char *msgid, int category, uint32_t kind,
+		       uint64_t n)
 {
 	locale_t locale;
 
@@ -116,7 +122,7 @@ static inline bool ask(struct question *q, const char *domain, const char *msgid
 	locale = uselocale((locale_t)0);
 	q->kind = (uint32_t)category | kind;
 	if (locale == LC_GLOBAL_LOCALE) {
-		q->name = setlocale(category, NULL);
+		q->name = NULL;
 	} else {
 		q->name = locale->__names[category];
 		q->kind |= OWN;
@@ -127,6 +133,21 @@ static inline bool ask(struct question *q, const char *domain, const char *msgid
 	return true;
 }
 
+static inline unsigned category_of(const struct question *q)
+{
+	return q->kind & (PLURAL - 1);
+}
+
+static inline uint64_t counter_of(const struct question *q)
+{
+	return (uint32_t)q->counter | UINT64_C(1) << 32;
+}
+
+static inline bool is_c(const struct question *q)
+{
+	return q->kind & OWN ? q->name == c_name : READ(c_counter[category_of(q)]) == counter_of(q);
+}
+
 static inline struct place *set_of(const struct question *q)
 {
 	uint64_t x = (uintptr_t)q->msgid ^ (uintptr_t)q->domain << 20 ^ (uintptr_t)q->name << 7 ^ q->n << 32;
@@ -134,9 +155,6 @@ static inline struct place *set_of(const struct question *q)
 	x += (uint64_t)q->kind << 40;
 	return table[x * UINT64_C(0x9e3779b97f4a7c15) >> 54];
 }
-
-#define READ(word)         __atomic_load_n(&(word), __ATOMIC_RELAXED)
-#define WRITE(word, value) __atomic_store_n(&(word), value, __ATOMIC_RELAXED)
 
 static inline bool says(const struct question *q, const struct copy *copy)
 {
@@ -181,7 +199,8 @@ static void *take(size_t size)
 
 	size = (size + 15) / 16 * 16;
 	if (!room) {
-		void *memory = mmap(NULL, MOST_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		void *memory = mmap(NULL, MOST_BYTES, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 		if (memory == MAP_FAILED)
 			return NULL;
@@ -262,30 +281,33 @@ static __attribute__((noinline)) void keep(const struct question *q, char *answe
 	__atomic_store_n(&writing, 0, __ATOMIC_RELEASE);
 }
 
-/* Whether what the C library has answered meanwhile is the answer for this counter and locale. */
-static bool still(const struct question *q)
+/* What the C library has answered is the answer for this counter, unless somebody has counted meanwhile. */
+static void consider(const struct question *q, char *answer, bool translated)
 {
-	struct question now;
+	bool c = !(q->kind & OWN) && setlocale((int)category_of(q), NULL) == c_name;
 
-	return ask(&now, q->domain, q->msgid, (int)(q->kind & (PLURAL - 1)), q->kind & PLURAL, q->n) &&
-	       now.counter == q->counter && now.name == q->name && now.kind == q->kind;
+	/* Pairs with the lock that the C library had: who counted before that is seen. */
+	if (__atomic_load_n(&_nl_msg_cat_cntr, __ATOMIC_ACQUIRE) != q->counter)
+		return;
+	if (c)
+		WRITE(c_counter[category_of(q)], counter_of(q));
+	else if (translated)
+		keep(q, answer);
 }
 
 static __attribute__((noinline)) char *ask_one(const struct question *q)
 {
-	char *answer = NEXT(dcgettext)(q->domain, q->msgid, (int)(q->kind & (PLURAL - 1)));
+	char *answer = NEXT(dcgettext)(q->domain, q->msgid, (int)category_of(q));
 
-	if (answer != q->msgid && answer && still(q))
-		keep(q, answer);
+	consider(q, answer, answer && answer != q->msgid);
 	return answer;
 }
 
 static __attribute__((noinline)) char *ask_plural(const struct question *q, const char *plural)
 {
-	char *answer = NEXT(dcngettext)(q->domain, q->msgid, plural, q->n, (int)(q->kind & (PLURAL - 1)));
+	char *answer = NEXT(dcngettext)(q->domain, q->msgid, plural, q->n, (int)category_of(q));
 
-	if (answer != q->msgid && answer != plural && answer && still(q))
-		keep(q, answer);
+	consider(q, answer, answer && answer != q->msgid && answer != plural);
 	return answer;
 }
 
@@ -296,7 +318,7 @@ char *percpu__dcgettext(const char *domain, const char *msgid, int category)
 
 	if (__builtin_expect(!c_name || !ask(&q, domain, msgid, category, 0, 0), 0))
 		return NEXT(dcgettext)(domain, msgid, category);
-	if (q.name == c_name)
+	if (is_c(&q))
 		return (char *)msgid;
 	answer = answer_to(&q);
 	return __builtin_expect(answer != NULL, 1) ? answer : ask_one(&q);
@@ -309,7 +331,7 @@ char *percpu__dcngettext(const char *domain, const char *msgid, const char *plur
 
 	if (__builtin_expect(!c_name || !ask(&q, domain, msgid, category, PLURAL, n), 0))
 		return NEXT(dcngettext)(domain, msgid, plural, n, category);
-	if (q.name == c_name)
+	if (is_c(&q))
 		return (char *)(n == 1 ? msgid : plural);
 	answer = answer_to(&q);
 	return __builtin_expect(answer != NULL, 1) ? answer : ask_plural(&q, plural);

@@ -58,7 +58,9 @@ NAMES = {
 # In so many threads, whatever is asked for.
 THREADS = {"mutex_50ns": [2], "mutex_1us": [2], "mutex_crowd": [16], "eventcount_turns": [2], "eventcount_herd": [8]}
 # Where libpercpu-libc was built.
-LIBC = {name: {"percpu", "glibc"} for name in ("localtime_r", "localtime_r_summer", "localtime", "mktime")}
+LIBC = {name: {"percpu", "glibc"} for name in (
+    "localtime_r", "localtime_r_summer", "localtime", "mktime", "dl_iterate_phdr", "dl_iterate_phdr_all", "gettext",
+    "pthread_getattr_default_np", "thread_create")}
 if "localtime_r:" in subprocess.run([PERCPU, "bench", "--list"], stdout=subprocess.PIPE, text=True, check=False).stdout:
     NAMES |= LIBC
 # Only when asked for: not in a run of everything.
@@ -98,7 +100,7 @@ def check_cells(text, names, threads):
         if "skipped" in cell:
             check(set(cell) == {"bench", "subject", "threads", "skipped"}, f"keys of {cell}")
             check(isinstance(cell["skipped"], str) and len(cell["skipped"]) > 10, f"the reason in {cell}")
-            check(cell["subject"] != "percpu", f"ours is never skipped: {cell}")
+            check(cell["subject"] != "percpu" or cell["bench"] == "gettext", f"ours is never skipped, but for want of a locale: {cell}")
         else:
             keys = {"bench", "subject", "threads", "best_ns", "median_ns"}
             if cell["bench"] in {"mutex_50ns", "mutex_1us", "mutex_crowd"}:

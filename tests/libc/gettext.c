@@ -100,12 +100,13 @@ static void make_catalogue(const char *language, const char *domain, const char 
 		if (i < 0) {
 			id_length[count] = 0;
 			text_length[count] = (uint32_t)sprintf(
-				texts[count], "Content-Type: text/plain; charset=UTF-8\nPlural-Forms: %s\n", plural_forms);
+				texts[count], "Content-Type: text/plain; charset=UTF-8\nPlural-Forms: %s\n",
+				plural_forms);
 		} else if (i % 10 == 7) {
 			id_length[count] = (uint32_t)sprintf(ids[count], "m%04d%cm%04ds", i, 0, i);
-			text_length[count] = (uint32_t)sprintf(texts[count], "%s %s %d one%c%s %s %d two%c%s %s %d three",
-							       language, domain, i, 0, language, domain, i, 0, language,
-							       domain, i);
+			text_length[count] =
+				(uint32_t)sprintf(texts[count], "%s %s %d one%c%s %s %d two%c%s %s %d three", language,
+						  domain, i, 0, language, domain, i, 0, language, domain, i);
 		} else {
 			id_length[count] = (uint32_t)sprintf(ids[count], "m%04d", i);
 			text_length[count] = (uint32_t)sprintf(texts[count], "%s %s %d \xc3\xa4", language, domain, i);
@@ -196,7 +197,7 @@ static void expect(const char *start)
 /* What an answer depends on, changed after the answer is remembered. */
 static void changes(void)
 {
-	char changing[6] = "m0002", *was;
+	char changing[6] = "m0002", domain[8], *was;
 	char cwd[4096];
 
 	set_language("aa");
@@ -218,6 +219,12 @@ static void changes(void)
 		changing[4] = (char)('0' + i);
 		CHECK(gettext(changing) == theirs.gettext(changing));
 		CHECK(strstr(gettext(changing), changing + 4));
+	}
+	/* And of the domain. */
+	for (int i = 0; i < 2; i++) {
+		strcpy(domain, i ? "second" : "first");
+		CHECK(dgettext(domain, "m0003") == theirs.dgettext(domain, "m0003"));
+		CHECK(strstr(dgettext(domain, "m0003"), domain));
 	}
 	/* What is not translated may be later, and nobody says so. */
 	setenv("LANGUAGE", "xx", 1);
