@@ -126,7 +126,8 @@ static int gettext_setup(unsigned threads)
 	mkdir(path, 0700);
 	strcat(path, "/" DOMAIN_NAME ".mo");
 	rc = write_catalogue(path);
-	if (!rc && bindtextdomain(DOMAIN_NAME, folder) && textdomain(DOMAIN_NAME) && setlocale(LC_MESSAGES, "C.UTF-8") &&
+	if (!rc && bindtextdomain(DOMAIN_NAME, folder) && textdomain(DOMAIN_NAME) &&
+	    setlocale(LC_MESSAGES, "C.UTF-8") &&
 	    (language = language ? strdup(language) : NULL, !setenv("LANGUAGE", LANGUAGE_NAME, 1))) {
 		translated = dcgettext(NULL, message, LC_MESSAGES);
 		if (language)
@@ -223,9 +224,9 @@ BENCH_LOOP attr_glibc(struct bench_worker *worker, uint64_t n)
 static int attr_setup(unsigned threads)
 {
 	(void)threads;
-	return pthread_getattr_default_np(&attr_default.attr) ?
-		       -ENOMEM :
-		       percpu_seqdata_create(sizeof(attr_default.attr), &attr_default.attr, &attr_copy);
+	return pthread_getattr_default_np(&attr_default.attr)
+		       ? -ENOMEM
+		       : percpu_seqdata_create(sizeof(attr_default.attr), &attr_default.attr, &attr_copy);
 }
 
 static void attr_teardown(void)
@@ -268,7 +269,8 @@ static char *stack_of(struct percpu_stack_node *node)
 /* The node lies at the end, where the thread begins, and so in a page that is there. */
 static struct percpu_stack_node *new_stack(void)
 {
-	char *memory = mmap(NULL, GUARD_SIZE + STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	char *memory = mmap(NULL, GUARD_SIZE + STACK_SIZE, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 
 	if (memory == MAP_FAILED)
 		return NULL;

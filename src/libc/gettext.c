@@ -152,7 +152,6 @@ static inline struct place *set_of(const struct question *q)
 {
 	uint64_t x = (uintptr_t)q->msgid ^ (uintptr_t)q->domain << 20 ^ (uintptr_t)q->name << 7 ^ q->n << 32;
 
-	x += (uint64_t)q->kind << 40;
 	return table[x * UINT64_C(0x9e3779b97f4a7c15) >> 54];
 }
 

@@ -168,6 +168,7 @@ static void all_messages(void)
 		snprintf(msgid, sizeof(msgid), "m%04d", i);
 		snprintf(plural, sizeof(plural), "m%04ds", i);
 		same(i & 1 ? NULL : "second", msgid, plural, (unsigned long)i % 125, LC_MESSAGES);
+		same("first", msgid, plural, 0, LC_MESSAGES);
 	}
 	same_six("", "", 3);
 	for (unsigned long n = 0; n < 300; n++)
@@ -229,7 +230,9 @@ static void changes(void)
 	/* What is not translated may be later, and nobody says so. */
 	setenv("LANGUAGE", "xx", 1);
 	CHECK(!strcmp(gettext("m0021"), "m0021"));
+	CHECK(!strcmp(ngettext("m0027", "m0027s", 2), "m0027s") && !strcmp(ngettext("m0027", "another", 2), "another"));
 	setenv("LANGUAGE", "cc", 1);
+	CHECK(!strncmp(ngettext("m0027", "m0027s", 2), "cc first", 8));
 	CHECK(!strncmp(gettext("m0021"), "cc first", 8));
 	set_language("cc");
 	expect("cc first");
