@@ -70,6 +70,7 @@ const struct bench *const bench_all[] = {
 	&bench_mktime,
 	&bench_dl_iterate_phdr,
 	&bench_dl_iterate_phdr_all,
+	&bench_dladdr,
 	&bench_gettext,
 	&bench_pthread_getattr_default_np,
 	&bench_thread_create,

@@ -129,7 +129,7 @@ extern const struct bench bench_fence, bench_opv;
 /* bench_calendar.c, where there is libpercpu-libc */
 extern const struct bench bench_localtime_r, bench_localtime_r_summer, bench_localtime, bench_mktime;
 /* bench_libc.c, likewise */
-extern const struct bench bench_dl_iterate_phdr, bench_dl_iterate_phdr_all, bench_gettext;
+extern const struct bench bench_dl_iterate_phdr, bench_dl_iterate_phdr_all, bench_dladdr, bench_gettext;
 extern const struct bench bench_pthread_getattr_default_np, bench_thread_create;
 
 /* bench_malloc.c: in the order of the table. */

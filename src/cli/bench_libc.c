@@ -3,6 +3,7 @@
  * percpu bench: functions of the C library that take a lock for all threads, beside what libpercpu-libc puts in their place;
  * and two that it leaves alone, beside what it could put there (ARCHITECTURE.md says why it does not).
  */
+#include <dlfcn.h>
 #include <errno.h>
 #include <libintl.h>
 #include <limits.h>
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include "cli/bench.h"
+#include "libc/dladdr.h"
 #include "libc/gettext.h"
 #include "libc/phdr.h"
 
@@ -65,6 +67,33 @@ const struct bench bench_dl_iterate_phdr_all = {
 	.name = "dl_iterate_phdr_all",
 	.what = "dl_iterate_phdr(), through all objects",
 	.subjects = phdr_all_subjects,
+};
+
+/* The name of a function of the C library's. */
+
+#define DLADDR_LOOP(name, function)                                                                                    \
+	BENCH_LOOP name(struct bench_worker *worker, uint64_t n)                                                       \
+	{                                                                                                              \
+		(void)worker;                                                                                          \
+		for (; n; n--) {                                                                                       \
+			Dl_info info;                                                                                  \
+                                                                                                                       \
+			BENCH_USE(function((void *)(uintptr_t)qsort, &info));                                          \
+		}                                                                                                      \
+	}
+DLADDR_LOOP(dladdr_percpu, percpu__dladdr)
+DLADDR_LOOP(dladdr_glibc, dladdr)
+
+static const struct bench_subject dladdr_subjects[] = {
+	{ .name = "percpu", .what = "libpercpu-libc's, without a lock", .loop = dladdr_percpu },
+	{ .name = "glibc", .what = "the C library's, under the loader's lock", .loop = dladdr_glibc },
+	{ .name = NULL },
+};
+
+const struct bench bench_dladdr = {
+	.name = "dladdr",
+	.what = "dladdr() of an address that was asked for before",
+	.subjects = dladdr_subjects,
 };
 
 /* A message that has been translated before. */

@@ -57,6 +57,7 @@ struct view {
 static const struct view *view;
 static struct view all_views[FEW];
 static uint32_t narrowing; /* a lock, only tried */
+static bool made;          /* the table of objects, which holds even where there is no view any more */
 
 static uintptr_t real_known;
 
@@ -122,23 +123,28 @@ static unsigned different_words(const struct view *v)
 	return n;
 }
 
-/* The words did not agree. A signal handler that comes in between leaves it to those that follow. */
+/*
+ * The words did not agree: one of them was wrong, or they were read while objects were added. A signal handler that comes in
+ * between leaves it to those that follow.
+ */
 static void look_again(const struct view *now)
 {
-	struct narrow narrow = { now, (struct view *)now + 1 };
+	struct view next = *now;
+	struct narrow narrow = { now, &next };
 	uint32_t free = 0;
 
 	if (!__atomic_compare_exchange_n(&narrowing, &free, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 		return;
 	if (__atomic_load_n(&view, __ATOMIC_RELAXED) == now) {
-		if (different_words(now) > 1) {
-			*narrow.to = *now;
-			real()(narrow_down, &narrow);
-		}
-		if (different_words(now) == 1 || !narrow.to->words[0])
+		real()(narrow_down, &narrow);
+		if (!next.words[0]) {
 			__atomic_store_n(&view, NULL, __ATOMIC_RELEASE);
-		else if (different_words(narrow.to) < different_words(now))
-			__atomic_store_n(&view, narrow.to, __ATOMIC_RELEASE);
+		} else if (different_words(&next) < different_words(now)) {
+			struct view *place = (struct view *)now + 1;
+
+			*place = next;
+			__atomic_store_n(&view, place, __ATOMIC_RELEASE);
+		}
 	}
 	__atomic_store_n(&narrowing, 0, __ATOMIC_RELEASE);
 }
@@ -212,6 +218,24 @@ int percpu__dl_iterate_phdr(callback_fn *callback, void *data)
 		if (__builtin_expect(!agree(v, adds) || object == v->end, 0))
 			return walk_rest(callback, data, (uint64_t)(object - v->objects));
 	}
+}
+
+bool percpu__is_initial(const void *address)
+{
+	const struct view *v = &all_views[0];
+
+	if (!__atomic_load_n(&made, __ATOMIC_ACQUIRE))
+		return false;
+	for (const struct object *object = v->objects; object < v->end; object++) {
+		const struct dl_phdr_info *info = &object->info;
+
+		for (unsigned i = 0; i < info->dlpi_phnum; i++)
+			if (info->dlpi_phdr[i].p_type == PT_LOAD &&
+			    (uintptr_t)address - info->dlpi_addr - info->dlpi_phdr[i].p_vaddr <
+				    info->dlpi_phdr[i].p_memsz)
+				return true;
+	}
+	return false;
 }
 
 /* The table. */
@@ -428,8 +452,10 @@ __attribute__((constructor)) static void start(void)
 		return;
 	making.objects = memory;
 	making.map = debug->r_map;
-	if (make_table(&making, debug))
-		__atomic_store_n(&view, &all_views[0], __ATOMIC_RELEASE);
-	else
+	if (!make_table(&making, debug)) {
 		munmap(memory, size);
+		return;
+	}
+	__atomic_store_n(&made, true, __ATOMIC_RELEASE);
+	__atomic_store_n(&view, &all_views[0], __ATOMIC_RELEASE);
 }

@@ -4,10 +4,14 @@
 #define PERCPU_SRC_LIBC_PHDR_H
 
 #include <link.h>
+#include <stdbool.h>
 
 #include <percpu/base.h>
 
 /* As the C library's. Takes no lock while the objects that the process began with are the only ones. */
 PERCPU_HIDDEN int percpu__dl_iterate_phdr(int (*callback)(struct dl_phdr_info *, size_t, void *), void *data);
+
+/* Whether an address lies in one of these, which are never unloaded; false where that is not known. */
+PERCPU_HIDDEN bool percpu__is_initial(const void *address);
 
 #endif

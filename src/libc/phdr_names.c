@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The loader's functions by the C library's names. */
+#include "libc/dladdr.h"
 #include "libc/phdr.h"
 
 /* A jump, so that the C library's function, which may follow, sees the caller. */
@@ -7,4 +8,9 @@ __attribute__((visibility("default"))) int dl_iterate_phdr(int (*callback)(struc
 							   void *data)
 {
 	return percpu__dl_iterate_phdr(callback, data);
+}
+
+__attribute__((visibility("default"))) int dladdr(const void *address, Dl_info *info)
+{
+	return percpu__dladdr(address, info);
 }

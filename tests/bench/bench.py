@@ -59,8 +59,8 @@ NAMES = {
 THREADS = {"mutex_50ns": [2], "mutex_1us": [2], "mutex_crowd": [16], "eventcount_turns": [2], "eventcount_herd": [8]}
 # Where libpercpu-libc was built.
 LIBC = {name: {"percpu", "glibc"} for name in (
-    "localtime_r", "localtime_r_summer", "localtime", "mktime", "dl_iterate_phdr", "dl_iterate_phdr_all", "gettext",
-    "pthread_getattr_default_np", "thread_create")}
+    "localtime_r", "localtime_r_summer", "localtime", "mktime", "dl_iterate_phdr", "dl_iterate_phdr_all", "dladdr",
+    "gettext", "pthread_getattr_default_np", "thread_create")}
 if "localtime_r:" in subprocess.run([PERCPU, "bench", "--list"], stdout=subprocess.PIPE, text=True, check=False).stdout:
     NAMES |= LIBC
 # Only when asked for: not in a run of everything.

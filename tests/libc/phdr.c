@@ -28,6 +28,7 @@ struct walk {
 };
 
 static int (*theirs)(callback_fn *, void *);
+static int (*their_dladdr)(const void *, Dl_info *);
 static const char *plugin, *plugin_with_tls;
 
 #define CHECK(...)                                                                                                     \
@@ -78,6 +79,32 @@ static void compare_everywhere(void)
 	CHECK(!pthread_join(thread, NULL));
 }
 
+static void compare_address(const void *address)
+{
+	for (int i = 0; i < 2; i++) {
+		Dl_info a, b;
+		int found = dladdr(address, &a);
+
+		CHECK(found == their_dladdr(address, &b));
+		CHECK(!found || (a.dli_fname == b.dli_fname && a.dli_fbase == b.dli_fbase &&
+				 a.dli_sname == b.dli_sname && a.dli_saddr == b.dli_saddr));
+	}
+}
+
+static int compare_addresses(struct dl_phdr_info *info, size_t size, void *data)
+{
+	(void)size;
+	for (unsigned i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *p = &info->dlpi_phdr[i];
+		const char *start = (const char *)(info->dlpi_addr + p->p_vaddr);
+
+		/* With pages around it. */
+		for (size_t at = 0; p->p_type == PT_LOAD && at < p->p_memsz + 8192; at += *(size_t *)data)
+			compare_address(start - 4096 + at);
+	}
+	return 0;
+}
+
 static void *must_open(const char *path)
 {
 	void *handle = dlopen(path, RTLD_NOW);
@@ -91,18 +118,31 @@ static void *must_open(const char *path)
 static void with_plugins(void)
 {
 	void *one, *two;
+	size_t step = 4099;
+	void *word;
 
 	compare_everywhere();
+	dl_iterate_phdr(compare_addresses, &step);
+	compare_address(NULL);
 	one = must_open(plugin);
 	compare_everywhere();
+	word = dlsym(one, "plugin_word");
+	compare_address(word);
+	theirs(compare_addresses, &step);
 	two = must_open(plugin_with_tls);
 	compare_everywhere();
 	*(int *)dlsym(two, "plugin_word") = 5; /* the thread's, now */
 	compare_everywhere();
 	dlclose(one);
 	compare_everywhere();
+	/* Of what comes and goes nothing is kept. */
+	compare_address(word);
 	dlclose(two);
 	compare_everywhere();
+	compare_address(word);
+	one = must_open(plugin_with_tls);
+	compare_address(word);
+	dlclose(one);
 	CHECK(!dlopen("/nonexistent/object.so", RTLD_NOW));
 	compare_everywhere();
 }
@@ -372,8 +412,9 @@ int main(int argc, char **argv)
 	plugin = argv[1];
 	plugin_with_tls = argv[2];
 	*(void **)&theirs = dlsym(dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD), "dl_iterate_phdr");
-	CHECK(theirs && theirs != dl_iterate_phdr);
-	alarm(300);
+	*(void **)&their_dladdr = dlsym(dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD), "dladdr");
+	CHECK(theirs && theirs != dl_iterate_phdr && their_dladdr && their_dladdr != dladdr);
+	alarm(100);
 	/* The program's own libraries are loaded by now, and the cancelled thread's. */
 	CHECK(dlopen("libgcc_s.so.1", RTLD_NOW));
 	without_lock();
