@@ -10,6 +10,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,18 +170,42 @@ static struct {
 	bool inside, go_on;
 } there = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
 
-static int wait_inside(struct dl_phdr_info *info, size_t size, void *data)
+static void stay(void)
 {
-	(void)info;
-	(void)size;
-	(void)data;
 	pthread_mutex_lock(&there.lock);
 	there.inside = true;
 	pthread_cond_broadcast(&there.changed);
 	while (!there.go_on)
 		pthread_cond_wait(&there.changed, &there.lock);
 	pthread_mutex_unlock(&there.lock);
+}
+
+static int wait_inside(struct dl_phdr_info *info, size_t size, void *data)
+{
+	(void)info;
+	(void)size;
+	(void)data;
+	stay();
 	return 1;
+}
+
+static void start_staying(pthread_t *thread, void *(*work)(void *))
+{
+	there.inside = there.go_on = false;
+	CHECK(!pthread_create(thread, NULL, work, NULL));
+	pthread_mutex_lock(&there.lock);
+	while (!there.inside)
+		pthread_cond_wait(&there.changed, &there.lock);
+	pthread_mutex_unlock(&there.lock);
+}
+
+static void end_staying(pthread_t thread)
+{
+	pthread_mutex_lock(&there.lock);
+	there.go_on = true;
+	pthread_cond_broadcast(&there.changed);
+	pthread_mutex_unlock(&there.lock);
+	CHECK(!pthread_join(thread, NULL));
 }
 
 static void *hold_lock(void *arg)
@@ -258,13 +283,7 @@ static void without_lock(void)
 	void *result;
 	int n = 0;
 
-	there.inside = there.go_on = false;
-	CHECK(!pthread_create(&thread, NULL, hold_lock, NULL));
-	pthread_mutex_lock(&there.lock);
-	while (!there.inside)
-		pthread_cond_wait(&there.changed, &there.lock);
-	pthread_mutex_unlock(&there.lock);
-
+	start_staying(&thread, hold_lock);
 	stops();
 	CHECK(!dl_iterate_phdr(keep, &walk));
 	CHECK(!dl_iterate_phdr(again, NULL));
@@ -277,12 +296,39 @@ static void without_lock(void)
 	CHECK(!pthread_cancel(victim));
 	CHECK(!pthread_join(victim, &result) && result == PTHREAD_CANCELED);
 	CHECK(dl_iterate_phdr(third, &n) == 42);
+	end_staying(thread);
+}
 
-	pthread_mutex_lock(&there.lock);
-	there.go_on = true;
-	pthread_cond_broadcast(&there.changed);
-	pthread_mutex_unlock(&there.lock);
-	CHECK(!pthread_join(thread, NULL));
+/* The other lock of the loader is held while constructors run. */
+static __thread bool stays_in_constructor;
+
+void plugin_starts(void)
+{
+	if (stays_in_constructor)
+		stay();
+}
+
+static void *hold_other_lock(void *arg)
+{
+	void *handle;
+
+	stays_in_constructor = true;
+	handle = must_open(plugin);
+	stays_in_constructor = false;
+	dlclose(handle);
+	return arg;
+}
+
+static void without_other_lock(void)
+{
+	pthread_t thread;
+	Dl_info info;
+
+	CHECK(dladdr((const void *)(uintptr_t)compare_everywhere, &info));
+	start_staying(&thread, hold_other_lock);
+	CHECK(dladdr((const void *)(uintptr_t)compare_everywhere, &info) && info.dli_fbase);
+	stops();
+	end_staying(thread);
 }
 
 /* A callback that loads an object is shown it in the same walk, whose counts say so from then on. */
@@ -421,6 +467,7 @@ int main(int argc, char **argv)
 	stops();
 	with_plugins();
 	without_lock();
+	without_other_lock();
 	loads_inside();
 	under_load();
 	without_lock();

@@ -5,3 +5,12 @@ __thread int plugin_word[100] = { 1 };
 #else
 int plugin_word[100] = { 1 };
 #endif
+
+/* The program's, where it wants to know. */
+__attribute__((weak)) void plugin_starts(void);
+
+__attribute__((constructor)) static void start(void)
+{
+	if (plugin_starts)
+		plugin_starts();
+}
