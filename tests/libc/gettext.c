@@ -385,7 +385,8 @@ static void too_many(void)
 /* Installed catalogues: each message of each language. */
 static unsigned check_catalogue(const char *domain, const char *path)
 {
-	static const unsigned long numbers[] = { 0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 20, 21, 22, 25, 100, 101, 102, 111, 1000000 };
+	static const unsigned long numbers[] = { 0,  1,  2,  3,  4,   5,   6,   7,   11,     12,
+						 20, 21, 22, 25, 100, 101, 102, 111, 1000000 };
 	FILE *file = fopen(path, "r");
 	uint32_t header[7], *ids;
 	unsigned count = 0;

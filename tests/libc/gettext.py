@@ -7,25 +7,20 @@ import subprocess
 import sys
 import tempfile
 
-LOCALES = {"de_DE.UTF-8": ("de_DE", "UTF-8"), "fr_FR.UTF-8": ("fr_FR", "UTF-8"), "pl_PL.UTF-8": ("pl_PL", "UTF-8")}
-program, preload = os.path.abspath(sys.argv[1]), os.environ.pop("LD_PRELOAD")
+# Whatever is in them, their names are what messages are looked for by.
+LOCALES = ["de_DE.UTF-8", "fr_FR.UTF-8", "pl_PL.UTF-8"]
+SOURCE = "/usr/lib/locale/C.utf8"
+program, environment = os.path.abspath(sys.argv[1]), dict(os.environ)
+# (Not for the tools of this script.)
+os.environ.pop("LD_PRELOAD", None)
 folder = tempfile.mkdtemp()
-made = []
 try:
-    locales = os.path.join(folder, "locales")
-    os.mkdir(locales)
-    for name, (source, charset) in LOCALES.items():
-        if shutil.which("localedef") and subprocess.run(
-                ["localedef", "--no-archive", "-i", source, "-f", charset, os.path.join(locales, name)], check=False,
-                capture_output=True).returncode < 2 and os.path.exists(os.path.join(locales, name, "LC_MESSAGES")):
-            made.append(name)
-    environment = {**os.environ, "LD_PRELOAD": preload}
-    if len(made) == len(LOCALES):
-        # (Where there is such a path nothing is looked for elsewhere.)
-        shutil.copytree("/usr/lib/locale/C.utf8", os.path.join(locales, "C.utf8"))
-        environment |= {"LOCPATH": locales, "LOCALES": " ".join(made)}
+    if os.path.isdir(SOURCE):
+        for name in [*LOCALES, "C.utf8"]:
+            shutil.copytree(SOURCE, os.path.join(folder, "locales", name))
+        environment |= {"LOCPATH": os.path.join(folder, "locales"), "LOCALES": " ".join(LOCALES)}
     else:
-        print("skipped in part: threads' own locales, for localedef cannot make", *(set(LOCALES) - set(made)))
+        print("skipped in part: threads' own locales, for there is no", SOURCE)
     sys.stdout.flush()
     status = subprocess.run([program, *sys.argv[2:]], check=False, cwd=folder, env=environment).returncode
 finally:
