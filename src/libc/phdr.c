@@ -16,6 +16,10 @@
  * looked for under the lock, among the words of the loader's state, by the value which a callback was told; all that had it
  * are kept, and while they agree the count is known. Where they do not agree they are looked at again, and there are fewer.
  *
+ * The lock has one more effect: callbacks run one at a time. Unwinders rely on it (libgcc before GCC 12, also where it is linked
+ * statically; LLVM's with a cache of frame headers), though no document says so. So the C library's name is this function only
+ * where the program's environment says that its callbacks can do without.
+ *
  * What happened before the call is seen, as by who takes the lock: it is in those words. What happens meanwhile may be
  * missed, as by who had the lock first. The callback's own dlopen is seen, since the words are read before each object.
  */
@@ -58,6 +62,8 @@ static const struct view *view;
 static struct view all_views[FEW];
 static uint32_t narrowing; /* a lock, only tried */
 static bool made;          /* the table of objects, which holds even where there is no view any more */
+
+bool percpu__phdr_parallel;
 
 static uintptr_t real_known;
 
@@ -218,6 +224,11 @@ int percpu__dl_iterate_phdr(callback_fn *callback, void *data)
 		if (__builtin_expect(!agree(v, adds) || object == v->end, 0))
 			return walk_rest(callback, data, (uint64_t)(object - v->objects));
 	}
+}
+
+int percpu__dl_iterate_phdr_behind(callback_fn *callback, void *data)
+{
+	return real()(callback, data);
 }
 
 bool percpu__is_initial(const void *address)
@@ -436,10 +447,12 @@ static bool make_table(struct making *making, const struct r_debug *debug)
 __attribute__((constructor)) static void start(void)
 {
 	struct making making = { 0 };
+	const char *parallel = secure_getenv("PERCPU_LIBC_PHDR");
 	const struct r_debug *debug = NULL;
 	size_t size;
 	void *memory;
 
+	percpu__phdr_parallel = parallel && !strcmp(parallel, "parallel");
 	if (!suits() || !find_state(&making))
 		return;
 	real()(find_debug, &debug);

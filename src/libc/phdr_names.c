@@ -3,11 +3,13 @@
 #include "libc/dladdr.h"
 #include "libc/phdr.h"
 
-/* A jump, so that the C library's function, which may follow, sees the caller. */
+/* Jumps, so that the C library's function, which may follow, sees the caller. */
 __attribute__((visibility("default"))) int dl_iterate_phdr(int (*callback)(struct dl_phdr_info *, size_t, void *),
 							   void *data)
 {
-	return percpu__dl_iterate_phdr(callback, data);
+	if (percpu__phdr_parallel)
+		return percpu__dl_iterate_phdr(callback, data);
+	return percpu__dl_iterate_phdr_behind(callback, data);
 }
 
 __attribute__((visibility("default"))) int dladdr(const void *address, Dl_info *info)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * dl_iterate_phdr() against the C library's own, with objects that come and go, and while another thread has the loader's
- * lock: phdr PLUGIN PLUGIN-WITH-TLS. Run with libpercpu-libc preloaded.
+ * lock: phdr PLUGIN PLUGIN-WITH-TLS. Run with libpercpu-libc preloaded, and with PERCPU_LIBC_PHDR=parallel or without: then
+ * callbacks run one at a time.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -441,6 +442,40 @@ static void under_load(void)
 	compare_everywhere();
 }
 
+/* Callbacks of all threads share this without a lock of their own. */
+static int alone(struct dl_phdr_info *info, size_t size, void *data)
+{
+	static int inside;
+
+	(void)info;
+	(void)size;
+	(void)data;
+	CHECK(!__atomic_fetch_add(&inside, 1, __ATOMIC_RELAXED));
+	for (int i = 0; i < 20; i++)
+		__asm__ __volatile__("" ::: "memory");
+	if (!(rand() % 50))
+		usleep(1);
+	__atomic_fetch_sub(&inside, 1, __ATOMIC_RELAXED);
+	return 0;
+}
+
+static void *walk_alone(void *arg)
+{
+	for (int i = 0; i < 300; i++)
+		CHECK(!dl_iterate_phdr(alone, NULL));
+	return arg;
+}
+
+static void one_at_a_time(void)
+{
+	pthread_t threads[4];
+
+	for (int i = 0; i < 4; i++)
+		CHECK(!pthread_create(&threads[i], NULL, walk_alone, NULL));
+	for (int i = 0; i < 4; i++)
+		CHECK(!pthread_join(threads[i], NULL));
+}
+
 /* Another namespace: its objects count, though they are not shown. There is no way back, so this is last. */
 static void other_namespace(void)
 {
@@ -454,6 +489,8 @@ static void other_namespace(void)
 
 int main(int argc, char **argv)
 {
+	const char *parallel;
+
 	CHECK(argc == 3);
 	plugin = argv[1];
 	plugin_with_tls = argv[2];
@@ -463,14 +500,20 @@ int main(int argc, char **argv)
 	alarm(100);
 	/* The program's own libraries are loaded by now, and the cancelled thread's. */
 	CHECK(dlopen("libgcc_s.so.1", RTLD_NOW));
-	without_lock();
+	parallel = getenv("PERCPU_LIBC_PHDR");
+	if (parallel)
+		without_lock();
+	else
+		one_at_a_time();
 	stops();
 	with_plugins();
-	without_lock();
+	if (parallel)
+		without_lock();
 	without_other_lock();
 	loads_inside();
 	under_load();
-	without_lock();
+	if (parallel)
+		without_lock();
 	other_namespace();
 	return 0;
 }
