@@ -33,7 +33,8 @@ static const char help_text[] =
 	"      --option NAME=VALUE  an option of the allocator, see libpercpu-malloc(7): cache, cache-total, check,\n"
 	"                           count, decay, guard, huge, keep, nodes, profile, profile-interval, random, stats,\n"
 	"                           stats-json, stats-signal, zero\n"
-	"      --libc               also functions of the C library that take no lock, see libpercpu-libc(7)\n"
+	"      --libc[=parallel]    also functions of the C library that take no lock, see libpercpu-libc(7); with\n"
+	"                           \"parallel\" also where callbacks then run in several threads at once\n"
 	"      --no-malloc          those only: memory as without percpu\n"
 	"  -h, --help               this text\n"
 	"\n"
@@ -95,7 +96,7 @@ static int parse(int argc, char **argv, struct run_options *options)
 					       { "json", required_argument, NULL, JSON },
 					       { "heap-profile", required_argument, NULL, PROFILE },
 					       { "option", required_argument, NULL, OPTION },
-					       { "libc", no_argument, NULL, LIBC },
+					       { "libc", optional_argument, NULL, LIBC },
 					       { "no-malloc", no_argument, NULL, NO_MALLOC },
 					       { "help", no_argument, NULL, 'h' },
 					       { NULL, 0, NULL, 0 } };
@@ -127,6 +128,12 @@ static int parse(int argc, char **argv, struct run_options *options)
 				rc = add_option(optarg, NULL);
 			break;
 		case LIBC:
+			if (optarg && strcmp(optarg, "parallel"))
+				return cli_usage("run", "--libc may have the value \"parallel\", not \"%s\"", optarg);
+			if (optarg && setenv("PERCPU_LIBC_PHDR", optarg, 1)) {
+				cli_complain("%s", strerror(ENOMEM));
+				rc = EXIT_REFUSED;
+			}
 			options->libc = true;
 			break;
 		case NO_MALLOC:

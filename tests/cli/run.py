@@ -824,6 +824,12 @@ class Started(Case):
             done = run("run", *wrong, *show)
             self.assertEqual((done.returncode, done.stdout), (2, b""), wrong)
             self.assertIn(b"--no-malloc", done.stderr)
+        for value, expected in (("", ""), ("=parallel", "parallel")):
+            done = run("run", "--libc" + value, "--no-malloc", "--", "sh", "-c", "echo $PERCPU_LIBC_PHDR")
+            self.assertEqual((done.returncode, done.stdout.decode().strip()), (0, expected))
+        done = run("run", "--libc=serial", *show)
+        self.assertEqual((done.returncode, done.stdout), (2, b""))
+        self.assertIn(b'"parallel", not "serial"', done.stderr)
         if STATIC:
             done = run("run", "--libc", "--no-malloc", "--", STATIC)
             self.assertEqual(done.returncode, 125)
