@@ -88,6 +88,17 @@ static int set_interval(const char *text, struct run_options *options)
 	return 0;
 }
 
+static int set_libc(const char *text, struct run_options *options)
+{
+	options->libc = true;
+	if (text && strcmp(text, "parallel") != 0)
+		return cli_usage("run", "--libc may have the value \"parallel\", not \"%s\"", text);
+	if (!text || !setenv("PERCPU_LIBC_PHDR", text, 1))
+		return 0;
+	cli_complain("%s", strerror(ENOMEM));
+	return EXIT_REFUSED;
+}
+
 /* Sets the program to run; where there is none, returns the exit status. */
 static int parse(int argc, char **argv, struct run_options *options)
 {
@@ -128,13 +139,7 @@ static int parse(int argc, char **argv, struct run_options *options)
 				rc = add_option(optarg, NULL);
 			break;
 		case LIBC:
-			if (optarg && strcmp(optarg, "parallel"))
-				return cli_usage("run", "--libc may have the value \"parallel\", not \"%s\"", optarg);
-			if (optarg && setenv("PERCPU_LIBC_PHDR", optarg, 1)) {
-				cli_complain("%s", strerror(ENOMEM));
-				rc = EXIT_REFUSED;
-			}
-			options->libc = true;
+			rc = set_libc(optarg, options);
 			break;
 		case NO_MALLOC:
 			no_malloc = true;

@@ -45,7 +45,7 @@
 struct copy {
 	struct copy *next;
 	uint64_t hash;
-	const char *domain, *name; /* behind the message; NULL: the default domain, the process's locale */
+	const char *domain, *name; /* behind the message; NULL as in a question */
 	char msgid[];
 };
 
@@ -63,7 +63,7 @@ struct place {
 _Static_assert(sizeof(struct place) == 64, "a cache line");
 
 struct question {
-	const char *msgid, *domain, *name;
+	const char *msgid, *domain, *name; /* a NULL is the default domain, the process's locale */
 	uint64_t n;
 	uint32_t kind;
 	int32_t counter;
@@ -158,7 +158,7 @@ static inline struct place *set_of(const struct question *q)
 static inline bool says(const struct question *q, const struct copy *copy)
 {
 	return !strcmp(q->msgid, copy->msgid) && (!q->domain || !strcmp(q->domain, copy->domain)) &&
-	       (!(q->kind & OWN) || !strcmp(q->name, copy->name));
+	       (!q->name || !strcmp(q->name, copy->name));
 }
 
 static inline char *answer_to(const struct question *q)
@@ -214,7 +214,7 @@ static void *take(size_t size)
 /* By the writer: the copy of what is asked, which is made if there is none. */
 static const struct copy *copy_of(const struct question *q)
 {
-	const char *name = q->kind & OWN ? q->name : NULL;
+	const char *name = q->name;
 	uint64_t hash = mix(mix(mix(5381, q->msgid), q->domain ? q->domain : ""), name ? name : "");
 	struct copy **head = &copies[hash % COPIES], *copy;
 	size_t msgid, domain, bytes;
