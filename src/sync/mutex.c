@@ -38,7 +38,7 @@
 
 /* In microseconds. Sleeping and being woken costs about as much as the longest spin. */
 #define GAP    1 / 2 /* between two looks, at most: each takes the owner's cache line away */
-#define POLITE 4     /* from then on it is wanted, and looks all the time */
+#define POLITE 3     /* from then on it is wanted, and looks all the time */
 #define SPIN   10    /* then asleep */
 #define LEAVE  1 / 2 /* to leave a free mutex to who wants it */
 #define SKIPS  200   /* not in microseconds: times in a row that nobody is woken because of spinners */
