@@ -41,10 +41,10 @@ struct percpu__private {
 	unsigned char force; /* enum percpu__force */
 	bool owned;          /* `own` is registered */
 	bool rcu_worker;     /* a thread that runs callbacks of RCU */
+	unsigned char slice; /* whether time slices may be extended: 0 not known, 1 yes, 2 no */
+	uint16_t slices;     /* locks held now for which that was asked */
 	struct percpu__rcu_reader *rcu; /* the thread's record, wherever percpu__thread.rcu leads */
-	unsigned char slice;            /* whether time slices may be extended: 0 not known, 1 yes, 2 no */
 	void *robust;                   /* the head of the C library's list of robust mutexes; NULL: not known */
-	uint16_t slices;                /* locks held now for which that was asked */
 };
 
 extern PERCPU_HIDDEN __thread struct percpu__private percpu__private __attribute__((tls_model("initial-exec")));
