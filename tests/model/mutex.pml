@@ -13,9 +13,7 @@
  *   IMPATIENT     who loses patience does not say so either
  *   NO_LEFT       a spinner that gives up does not change the word
  *   COUNTS_ALL    ... has changed it, but who unlocks relies on another that is counted
- *   NOT_FREE      ... does not look whether the mutex is free by then
  *   LEFT_FIRST    ... changes it before it counts itself out
- *   COUNT_FIRST   who unlocks reads the number of spinners, then the word
  */
 #ifndef THREADS
 #define THREADS 3
@@ -93,7 +91,6 @@ again:
 	   do
 	   :: seen = word;
 	      if
-#ifndef NOT_FREE
 	      :: !(seen & HELD) ->
 		 SWAP((seen & SLEEPERS) | keep | HELD);
 		 if
@@ -105,9 +102,6 @@ again:
 		 :: else
 		 fi
 	      :: else ->
-#else
-	      :: true ->
-#endif
 		 SWAP(seen | LEFT);
 		 if :: ok -> break :: else fi
 	      fi
@@ -159,14 +153,8 @@ locked:
 	   SWAP(0);
 	   if :: ok -> goto next :: else fi;
 	   do
-	   ::
-#ifdef COUNT_FIRST
+	   :: seen = word;
 	      count = spinners;
-	      seen = word;
-#else
-	      seen = word;
-	      count = spinners;
-#endif
 	      if
 	      :: seen & SLEEPERS -> wakes = true
 	      :: (seen & SLEEPERS) && count NOT_LEFT -> wakes = false
