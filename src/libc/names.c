@@ -22,7 +22,7 @@ API struct tm *gmtime_r(const time_t *restrict t, struct tm *restrict tm)
 }
 
 /* The C library has it by this name, too. */
-API struct tm *__gmtime_r(const time_t *restrict t, struct tm *restrict tm);
+API struct tm *__gmtime_r(const time_t *restrict t, struct tm *restrict tm) __attribute__((nothrow, leaf));
 API struct tm *__gmtime_r(const time_t *restrict t, struct tm *restrict tm)
 {
 	return percpu__gmtime_r(t, tm);
