@@ -58,7 +58,7 @@ static void work(void)
 
 	percpu__sys4(SYS_prctl, PR_SET_NAME, (long)"percpu-decay", 0, 0);
 	for (unsigned tick = 1; more; tick++) {
-		struct timespec moment;
+		struct timespec moment = { 0, 0 };
 
 		percpu__moment_in(TICK_NS, &moment);
 		percpu__futex_wait_until(&nobody, 0, ~0U, &moment);

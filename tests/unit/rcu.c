@@ -321,7 +321,7 @@ static void *queue_many(void *arg)
 	struct percpu_rcu_head *heads = arg;
 
 	unit_pin(0);
-	for (unsigned i = 0; i < 3 * PERCPU_RCU_QUEUE_MAX; i++) {
+	for (unsigned i = 0; i < 3 * PERCPU_RCU_QUEUE_MAX - 1; i++) {
 		if (percpu_rcu_call(&heads[i], count))
 			return NULL;
 		__atomic_fetch_add(&queued, 1, __ATOMIC_SEQ_CST);
@@ -355,6 +355,7 @@ static void test_back_pressure(void **state)
 	reader_end(&reader);
 	assert_int_equal(pthread_join(thread, NULL), 0);
 	assert_int_equal(percpu_rcu_barrier(), 0);
+	free(heads);
 }
 
 static uint32_t handled;
