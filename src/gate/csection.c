@@ -88,9 +88,11 @@ static int attempt(struct percpu__task *task)
 	find_entry(c->section);
 	slot = percpu__try_c(c->section, task->object, c->argument, c->section->by);
 	__asm__ __volatile__("" : : : "memory");
+	/* First: while it is 0 another handler would take the fast path, and overwrite what has been put back already. */
+	percpu__thread.c_stack = outer.c_stack;
+	__asm__ __volatile__("" : : : "memory");
 	for (unsigned i = 0; i < sizeof outer.c_saved / sizeof *outer.c_saved; i++)
 		percpu__thread.c_saved[i] = outer.c_saved[i];
-	percpu__thread.c_stack = outer.c_stack;
 	/* Last: from here on handlers that run sections come here too, and leave nothing behind. */
 	forget_descriptor();
 	return slot == PERCPU__LEFT_WORD ? PERCPU__LEFT : slot ? PERCPU__DONE : PERCPU__DIFFERS;
