@@ -76,6 +76,8 @@ static void left_behind(void **state)
 	const struct question *q = &questions[3];
 
 	(void)state;
+	/* Two writers may each have kept it. */
+	memset(table, 0, sizeof(table));
 	make_questions();
 	keep(q, &answers[3]);
 	assert_ptr_equal(answer_to(q), &answers[3]);
