@@ -217,7 +217,7 @@
 #define PERCPU__A_LIFO_TAKE(out, l)                                                                                    \
 	"movq (%%rax), %%rdx\n\txorl %k[" out "], %k[" out "]\n\tcmpw 8(%%rax), %%dx\n\tjbe " l                        \
 	"\n\tmovq %%rdx, %%r8\n\tshrq $16, %%r8\n\tmovq (%%r8), %%rcx\n\tdecl %%edx\n\tcmpw %%cx, %%dx\n\tjne " l      \
-	"\n\tmovq %%r8, %[" out "]\n\tmovq %%rcx, %%rdx\n\tshrq $16, %%rdx\n\tprefetchw (%%rdx)\n\t"
+	"\n\tmovq %%r8, %[" out "]\n\tmovq %%rcx, %%rdx\n\tshrq $16, %%rdx\n\tprefetcht0 (%%rdx)\n\t"
 #define PERCPU__A_LIFO_PUT(val, l)                                                                                     \
 	"movq (%%rax), %%rcx\n\tcmpw 10(%%rax), %%cx\n\tjae " l "\n\tmovq %[" val                                      \
 	"], %%rdx\n\tshlq $16, %%rdx\n\tmovw %%cx, %%dx\n\tcmpq %%rcx, %%rdx\n\tje " l "\n\tmovq %%rcx, (%[" val       \
